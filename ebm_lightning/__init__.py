@@ -1,0 +1,29 @@
+"""Any classifier as a joint energy model, in an ordinary Lightning project."""
+
+from ebm_lightning.callbacks import Calibration, OODDetection, SampleGrid
+from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
+from ebm_lightning.energies import JointEnergy
+from ebm_lightning.modules import JEM, ConditionalEBM
+from ebm_lightning.samplers import SGLD, Sampler
+from ebm_lightning.supports import Box, Euclidean, Gaussian, Support
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "JEM",
+    "SGLD",
+    "Box",
+    "Calibration",
+    "Chains",
+    "ConditionalEBM",
+    "DataInit",
+    "Euclidean",
+    "Gaussian",
+    "JointEnergy",
+    "OODDetection",
+    "ReplayBuffer",
+    "SampleGrid",
+    "Sampler",
+    "Support",
+    "SupportInit",
+]

@@ -1,0 +1,57 @@
+"""What callbacks that measure on validation and test data share: one set of hooks for both stages."""
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import lightning as L
+
+from ebm_lightning.modules import ConditionalEBM
+
+Stage = Literal["val", "test"]
+
+
+class Evaluation(L.Callback):
+    """Calls ``begin``, ``observe`` and ``report`` in each validation or test epoch; the sanity check is left out.
+
+    Raises:
+        ValueError: The module is no ConditionalEBM.
+    """
+
+    @abstractmethod
+    def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None: ...
+
+    @abstractmethod
+    def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
+        """``outputs`` are those of the module's step: logits and energies of the batch."""
+
+    @abstractmethod
+    def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None: ...
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, ConditionalEBM):
+            raise ValueError(f"{type(self).__name__} needs a ConditionalEBM or JEM, got {type(pl_module).__name__}.")
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.begin("val", trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not trainer.sanity_checking:
+            self.observe("val", pl_module, outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.report("val", trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.begin("test", trainer, pl_module)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.observe("test", pl_module, outputs, batch)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.report("test", trainer, pl_module)

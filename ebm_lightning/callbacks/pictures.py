@@ -1,0 +1,45 @@
+"""One way from a picture to the disk and to every logger that shows pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torchvision.utils import save_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@rank_zero_only
+def publish(trainer: L.Trainer, key: str, picture: "Tensor | Figure", directory: Path | str | None) -> None:
+    """Write ``picture`` as PNG and show it under ``key`` in W&B and TensorBoard.
+
+    Arguments:
+        trainer: Its loggers are used, and its log folder if ``directory`` is None.
+        key: Such as ``samples/chains``; the file is then ``samples-chains.png``.
+        picture: An image (C, H, W) in [0, 1], or a matplotlib figure.
+        directory: Where to write; made if absent.
+    """
+    folder = Path(directory or _log_dir(trainer))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key.replace('/', '-')}.png"
+    if isinstance(picture, Tensor):
+        save_image(picture, path)
+    else:
+        picture.savefig(path, dpi=120)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key, [str(path)])
+        elif isinstance(logger, TensorBoardLogger):
+            from matplotlib.image import imread
+
+            logger.experiment.add_image(key, imread(path)[..., :3], trainer.global_step, dataformats="HWC")
+
+
+def _log_dir(trainer: L.Trainer) -> str:
+    """Where the first logger writes. ``trainer.log_dir`` would wait for the other ranks, and they are not here."""
+    logger = trainer.logger
+    return getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or trainer.default_root_dir

@@ -1,0 +1,216 @@
+"""Where negatives start: a buffer of persistent chains, the data, or the support's reference density."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.supports import Support
+
+
+class Chains(ABC):
+    """The starts of a batch of chains, and what becomes of their ends.
+
+    A plain object, never a module: DDP would overwrite a module's buffers from rank 0. All randomness comes from the
+    generator of each call; ``setup`` is called once, before the first ``draw``.
+    """
+
+    support: Support | None = None
+
+    def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
+        """Learn the domain of x, and, for chains that keep a label for life, the number of classes."""
+        self.support = support
+
+    @abstractmethod
+    def draw(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        data: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Starts of ``n`` chains, and the slots that they came from if they are kept.
+
+        Arguments:
+            n: Number of chains.
+            labels: Label of each chain, shape (n,), for class-conditional chains.
+            generator: Source of randomness.
+            data: The batch that the negatives will be held against, shape (n, *shape).
+        """
+
+    def store(self, index: Tensor | None, x: Tensor) -> None:  # noqa: B027 (most chains keep nothing)
+        """Keep the ends ``x`` of the chains drawn from the slots ``index``. Nothing by default."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take back what :meth:`state_dict` gave."""
+
+
+class ReplayBuffer(Chains):
+    r"""Persistent chains (PCD): each draw goes on where the slots' chains last ended.
+
+    With probability ``reinit_prob`` a chain starts anew from the support's reference density; 1 gives short-run
+    chains, 0 chains that live for ever. Slots are drawn without replacement: two chains never share one. Class c owns
+    the slots c, c + K, c + 2K, ... for life.
+
+    References:
+        Tieleman, Training restricted Boltzmann machines using approximations to the likelihood gradient, 2008.
+        Du & Mordatch, Implicit generation and modeling with energy based models, 2019.
+        https://arxiv.org/abs/1903.08689
+
+    Arguments:
+        size: Number of chains on each rank; at least the batch size. JEM uses 10 000.
+        reinit_prob: Probability that a drawn chain starts anew.
+
+    Raises:
+        ValueError: ``size`` below 1, or ``reinit_prob`` outside [0, 1].
+    """
+
+    def __init__(self, size: int = 10_000, reinit_prob: float = 0.05) -> None:
+        if size < 1:
+            raise ValueError(f"'size' should be at least 1, got {size}.")
+        if not 0 <= reinit_prob <= 1:
+            raise ValueError(f"'reinit_prob' should be in [0, 1], got {reinit_prob}.")
+        self.size = size
+        self.reinit_prob = reinit_prob
+        self.num_classes: int | None = None
+        self._x: Tensor | None = None
+        self._age: Tensor | None = None
+
+    def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
+        """Fill every slot with a draw of the support, on the generator's device.
+
+        Raises:
+            ValueError: The support has no finite mass, or ``size`` is not a multiple of ``num_classes``.
+        """
+        if num_classes is not None and self.size % num_classes:
+            raise ValueError(
+                f"'size' should be a multiple of the {num_classes} classes for class-conditional chains, "
+                f"got {self.size}. Use {max(1, self.size // num_classes) * num_classes}."
+            )
+        self.support, self.num_classes = support, num_classes
+        self._x = support.sample(self.size, generator=generator)
+        self._age = torch.zeros(self.size, dtype=torch.long, device=self._x.device)
+
+    @property
+    def x(self) -> Tensor:
+        """All chains, shape (size, *shape). To look at: drawing and storing is what moves them."""
+        if self._x is None:
+            raise RuntimeError("This ReplayBuffer has no chains yet. Call 'setup(support)' first; 'fit' does it.")
+        return self._x
+
+    @property
+    def age(self) -> Tensor:
+        """How often each slot was stored since its chain last started anew, shape (size,)."""
+        if self._age is None:
+            raise RuntimeError("This ReplayBuffer has no chains yet. Call 'setup(support)' first; 'fit' does it.")
+        return self._age
+
+    def draw(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        data: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Starts (n, *shape) and their slots (n,), all different.
+
+        Raises:
+            ValueError: More chains are asked for than there are, of some class or in all, or ``labels`` are given to
+                a buffer that has no classes, or not given to one that has.
+        """
+        index = self._slots(n, generator) if labels is None else self._slots_of(labels, generator)
+        x = self.x[index]
+        restart = torch.rand(n, generator=generator, device=x.device) < self.reinit_prob
+        fresh = self.support.sample(n, generator=generator, device=x.device) if self.support is not None else x
+        self.age[index] = self.age[index].masked_fill(restart, 0)
+        return torch.where(restart.view(-1, *[1] * (x.ndim - 1)), fresh, x), index
+
+    def store(self, index: Tensor | None, x: Tensor) -> None:
+        if index is None:
+            raise ValueError("'index' should be the slots that 'draw' returned, got None.")
+        self.x[index] = x.detach().to(self.x.dtype)
+        self.age[index] += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"x": self.x.clone(), "age": self.age.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back chains of the same number and shape, onto the device of the present ones.
+
+        Raises:
+            ValueError: The number or shape of the chains differs.
+        """
+        if state["x"].shape != self.x.shape:
+            raise ValueError(
+                f"'state' should hold chains of shape {tuple(self.x.shape)}, got {tuple(state['x'].shape)}. "
+                "Use the 'size' and 'support' of the run that was saved."
+            )
+        self._x, self._age = state["x"].to(self.x), state["age"].to(self.age)
+
+    def _slots(self, n: int, generator: torch.Generator | None) -> Tensor:
+        if self.num_classes is not None:
+            raise ValueError("'labels' should be given to a buffer of class-conditional chains, got None.")
+        if n > self.size:
+            raise ValueError(f"'size' should be at least the batch size {n}, got a buffer of {self.size}. Enlarge it.")
+        return torch.randperm(self.size, generator=generator, device=self.x.device)[:n]
+
+    def _slots_of(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
+        """For each label a slot of that class: the i-th chain of a class takes the i-th of its shuffled slots."""
+        if self.num_classes is None:
+            raise ValueError("'labels' should be None: this buffer was set up without 'num_classes'.")
+        per_class = self.size // self.num_classes
+        counts = torch.nn.functional.one_hot(labels, self.num_classes).cumsum(0)
+        if len(labels) > per_class and int(counts[-1].max()) > per_class:
+            raise ValueError(
+                f"'size' should give each class as many chains as a batch has of it ({int(counts[-1].max())}), "
+                f"got {per_class} for each of {self.num_classes} classes. Enlarge it."
+            )
+        order = torch.rand(per_class, self.num_classes, generator=generator, device=self.x.device).argsort(0)
+        turn = counts.gather(1, labels[:, None]).squeeze(1) - 1
+        return order[turn, labels] * self.num_classes + labels
+
+
+class DataInit(Chains):
+    """Chains that start at the data of the batch: contrastive divergence, CD-k with k the sampler's steps.
+
+    Biased for finite k: far from the data the energy goes unseen.
+
+    References:
+        Hinton, Training products of experts by minimizing contrastive divergence, 2002.
+    """
+
+    def draw(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        data: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if data is None or len(data) != n:
+            rows = "None" if data is None else len(data)
+            raise ValueError(f"'data' should hold {n} rows for chains to start at, got {rows}.")
+        return data.detach().clone(), None
+
+
+class SupportInit(Chains):
+    """Chains that start at the support's reference density every time: short-run MCMC.
+
+    References:
+        Nijkamp et al., Learning non-convergent non-persistent short-run MCMC toward energy-based model, 2019.
+        https://arxiv.org/abs/1904.09770
+    """
+
+    def draw(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        data: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.support is None:
+            raise RuntimeError("This SupportInit has no support yet. Call 'setup(support)' first; 'fit' does it.")
+        return self.support.sample(n, generator=generator), None

@@ -1,0 +1,162 @@
+"""Energies: any classifier as a joint energy, the scores read off it, and analytic energies that serve as oracles.
+
+An energy is a callable (N, *shape) -> (N,), lower where x is likelier, up to the constant log Z.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebm_lightning.supports import Support
+
+Energy = Callable[[Tensor], Tensor]
+
+
+class JointEnergy(nn.Module):
+    r"""The joint and marginal energy that a classifier already defines.
+
+    .. math::
+        E(x, y) = -f(x)[y] / T - \log q(x), \qquad E(x) = -\log \sum_y e^{f(x)[y] / T} - \log q(x)
+
+    The conditional p(y|x) = softmax(f(x) / T) is the classifier itself: q and Z cancel. At ``temperature`` 1 its
+    predictions are bit-equal to the classifier's. Under autocast the last linear layer and everything after it run in
+    float32 (bfloat16 rounds an energy of 300 to a multiple of 2); weights stored in half precision stay as they are.
+
+    Arguments:
+        classifier: Maps (N, *shape) to logits (N, K).
+        support: Domain and reference density q of x.
+        temperature: T, a positive number that divides the logits.
+
+    Raises:
+        ValueError: ``temperature`` is not positive, or the classifier's output is not (N, K).
+
+    References:
+        Grathwohl et al., Your classifier is secretly an energy based model and you should treat it like one, 2020,
+        eqs. 5-7. https://arxiv.org/abs/1912.03263
+    """
+
+    def __init__(self, classifier: nn.Module, support: Support, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"'temperature' should be positive, got {temperature}.")
+        self.classifier = classifier
+        self.support = support
+        self.temperature = temperature
+
+    def logits(self, x: Tensor) -> Tensor:
+        """f(x) / T, shape (N, K), in float32 or better."""
+        logits = self._full_precision(x)
+        if logits.ndim != 2 or len(logits) != len(x):
+            raise ValueError(
+                f"'classifier' should map {tuple(x.shape)} to logits ({len(x)}, K), got {tuple(logits.shape)}. "
+                "Flatten or pool its output."
+            )
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """E(x), or E(x, y) for labels ``y`` of shape (N,); always of shape (N,)."""
+        return self.from_logits(self.logits(x), x, y)
+
+    def from_logits(self, logits: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The same energy where the logits of ``x`` are already known."""
+        negative = logits.logsumexp(1) if y is None else logits.gather(1, y[:, None]).squeeze(1)
+        return -negative - self.support.log_q(x)
+
+    def _full_precision(self, x: Tensor) -> Tensor:
+        head = self._head() if torch.is_autocast_enabled(x.device.type) else None
+        if head is None:
+            logits = self.classifier(x)
+        else:
+            handle = head.register_forward_hook(_linear_in_float32)
+            try:
+                logits = self.classifier(x)
+            finally:
+                handle.remove()
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def _head(self) -> nn.Linear | None:
+        return next((m for m in reversed(list(self.classifier.modules())) if isinstance(m, nn.Linear)), None)
+
+
+def _linear_in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    assert isinstance(module, nn.Linear)
+    bias = None if module.bias is None else module.bias.float()
+    with torch.autocast(output.device.type, enabled=False):
+        return F.linear(args[0].float(), module.weight.float(), bias)
+
+
+# Scores: larger for x that looks like the training data.
+
+
+def log_density(energy: JointEnergy, x: Tensor) -> Tensor:
+    """log p(x) + log Z = -E(x), shape (N,), in nats."""
+    return -energy(x)
+
+
+def max_probability(energy: JointEnergy, x: Tensor) -> Tensor:
+    """max_y p(y|x), shape (N,) (Hendrycks & Gimpel 2017)."""
+    return energy.logits(x).softmax(1).amax(1)
+
+
+def negative_entropy(energy: JointEnergy, x: Tensor) -> Tensor:
+    """-H[p(y|x)], shape (N,), in nats."""
+    log_p = energy.logits(x).log_softmax(1)
+    return (log_p.exp() * log_p).sum(1)
+
+
+# Oracles: energies whose log Z, samples or Langevin chains have a closed form.
+
+
+class GaussianEnergy(nn.Module):
+    r"""A diagonal Gaussian, unnormalised.
+
+    .. math:: E(x) = \sum_d (x_d - mean_d)^2 / (2 std_d^2), \qquad \log Z = \sum_d \log(std_d \sqrt{2 \pi})
+
+    Arguments:
+        mean: Shape (D,).
+        std: Shape (D,), positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * ((x - self.mean) / self.std).square().sum(1)
+
+    @property
+    def log_z(self) -> float:
+        return float((self.std.double().log() + 0.5 * math.log(2 * math.pi)).sum())
+
+
+class MixtureLogits(nn.Module):
+    r"""A classifier whose joint energy on R^D is a normalised Gaussian mixture: log Z = 0 and Z_y = weight_y.
+
+    .. math:: f(x)[y] = \log weight_y + \log N(x; mean_y, std^2 I)
+
+    Arguments:
+        means: Shape (K, D).
+        std: Standard deviation of every component.
+        weights: Shape (K,), summing to 1; equal by default.
+    """
+
+    means: Tensor
+    log_weights: Tensor
+
+    def __init__(self, means: Tensor, std: float = 1.0, weights: Tensor | None = None) -> None:
+        super().__init__()
+        weights = torch.full((len(means),), 1 / len(means)) if weights is None else weights
+        self.std = std
+        self.register_buffer("means", means)
+        self.register_buffer("log_weights", weights.log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = (x[:, None] - self.means).square().sum(2)
+        return self.log_weights - squares / (2 * self.std**2) - x.shape[1] * math.log(self.std * math.sqrt(2 * math.pi))

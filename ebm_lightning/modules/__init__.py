@@ -1,0 +1,6 @@
+"""LightningModules: a classifier as a conditional energy model, and as a joint one."""
+
+from ebm_lightning.modules.conditional import ConditionalEBM
+from ebm_lightning.modules.jem import JEM
+
+__all__ = ["JEM", "ConditionalEBM"]

@@ -1,0 +1,217 @@
+"""The joint energy model: a classifier that also learns p(x), by persistent chains of Langevin dynamics."""
+
+import copy
+import functools
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from ebm_lightning.chains import Chains, ReplayBuffer
+from ebm_lightning.modules.conditional import ConditionalEBM, LRSchedulerCallable, OptimizerCallable
+from ebm_lightning.modules.hparams import rebuild
+from ebm_lightning.samplers import SGLD, Sampler, eval_mode
+from ebm_lightning.streams import make_generator
+from ebm_lightning.supports import Support
+
+
+class JEM(ConditionalEBM):
+    r"""Any classifier, trained on -log p(y|x) and on one or more generative terms.
+
+    .. math::
+        -\nabla \log p(x) &= \nabla E(x) - \mathbb{E}_{x' \sim p} \nabla E(x') \\
+        -\nabla \log p(x, y) &= \nabla E(x, y) - \mathbb{E}_{x' \sim p} \nabla E(x') \\
+        -\nabla \log p(x | y) &= \nabla E(x, y) - \mathbb{E}_{x' \sim p(\cdot | y)} \nabla E(x', y)
+
+    The first two share their chains, since the labels of the joint negative phase sum out. The third runs chains that
+    keep their label for life; the published JEM uses it in place of log p(x, y), which is the same only if all Z_y
+    are equal. A weight of 0 costs nothing; with all generative weights 0 this is :class:`ConditionalEBM`. Chains and
+    the generative term see the classifier in eval mode: batch-norm statistics come from data alone, and the energy
+    that is trained is the one that is sampled. With gradient accumulation the sampler runs for every micro-batch.
+
+    References:
+        Grathwohl et al. 2020. https://arxiv.org/abs/1912.03263
+
+    Arguments:
+        classifier: Maps (N, *shape) to logits (N, K).
+        num_classes: K.
+        support: Domain of x and reference density; for images in [-1, 1] ``Box(-1, 1, (3, 32, 32))``.
+        sampler: Moves the chains. By default ``SGLD.jem()``, for images in [-1, 1].
+        chains: Where negatives start. By default ``ReplayBuffer()``.
+        conditional_weight: Weight of -log p(y|x).
+        generative_weight: Weight of -log p(x).
+        joint_weight: Weight of -log p(x, y).
+        class_conditional_weight: Weight of -log p(x|y).
+        energy_l2: Weight of the mean squares of both phases' logsumexp (Du & Mordatch 2019), which keeps energies
+            near 0; 0.1 is the JEM author's advice where training diverges.
+        data_noise: Standard deviation of Gaussian noise added to training data, in units of x (JEM: 0.03).
+        optimizer: Makes the optimiser from the parameters.
+        lr_scheduler: Makes the schedule from the optimiser; it is stepped after every optimiser step.
+        seed: Of the chains; by default PyTorch's initial seed, which ``seed_everything`` sets. Each rank has its own
+            stream.
+
+    Raises:
+        ValueError: A negative weight, all weights 0, and whatever :class:`ConditionalEBM` raises.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        num_classes: int,
+        support: Support,
+        sampler: Sampler | None = None,
+        chains: Chains | None = None,
+        *,
+        conditional_weight: float = 1.0,
+        generative_weight: float = 1.0,
+        joint_weight: float = 0.0,
+        class_conditional_weight: float = 0.0,
+        energy_l2: float = 0.0,
+        data_noise: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(classifier, num_classes, support, optimizer=optimizer, lr_scheduler=lr_scheduler)
+        self.sampler: Sampler = rebuild(sampler, Sampler, "sampler") or SGLD.jem()
+        self.note_hyperparameters(implied_temperature=self.sampler.implied_temperature)
+        self.conditional_weight = conditional_weight
+        self.generative_weight = generative_weight
+        self.joint_weight = joint_weight
+        self.class_conditional_weight = class_conditional_weight
+        self.energy_l2 = energy_l2
+        self.data_noise = data_noise
+        self._check_weights()
+        self.chains: Chains = rebuild(chains, Chains, "chains") or ReplayBuffer()
+        self.class_chains = copy.deepcopy(self.chains)
+        self.seed = seed
+        self.generator: torch.Generator | None = None
+        self._restored: dict[str, Any] | None = None
+        self._energies: tuple[Tensor | float, Tensor | float] = (math.nan, math.nan)
+
+    # The terms of the loss: override these.
+
+    def loss_terms(self, x: Tensor, y: Tensor) -> dict[str, tuple[float, Tensor]]:
+        if self.data_noise:
+            noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+            x = self.support.reflect(x + self.data_noise * noise)
+        terms: dict[str, tuple[float, Tensor]] = {}
+        if self.conditional_weight:
+            terms["clf"] = (self.conditional_weight, self.conditional_loss(x, y))
+        if self._running_chains():
+            terms["gen"] = (1.0, self.generative_loss(x, y))
+        return terms
+
+    def generative_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The weighted sum of the generative terms, mean over the batch, up to their log Z.
+
+        Its gradient is that of the negative log-likelihoods; its value says nothing about convergence.
+        """
+        loss = x.new_zeros(())
+        if self.generative_weight or self.joint_weight:
+            loss = loss + self._marginal_chains_loss(x, y)
+        if self.class_conditional_weight:
+            loss = loss + self.class_conditional_weight * self._class_chains_loss(x, y)
+        return loss
+
+    def negatives(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """One negative for each row of ``x``, detached: from p(x), or from p(x|y) where ``y`` is given."""
+        chains = self.chains if y is None else self.class_chains
+        energy = self.energy if y is None else functools.partial(self.energy, y=y)
+        start, index = chains.draw(len(x), y, self.generator, data=x)
+        x_neg = self.sampler(energy, start, support=self.support, generator=self.generator)
+        chains.store(index, x_neg)
+        return x_neg
+
+    # Lightning's hooks.
+
+    def on_fit_start(self) -> None:
+        if self.generator is None:
+            self.start_chains()
+        if self._restored is not None:
+            self._resume_chains(self._restored)
+            self._restored = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.generator is not None:
+            checkpoint["chains"] = {
+                "chains": [chains.state_dict() for chains, _ in self._running_chains()],
+                "generator": self.generator.get_state(),
+                "world_size": self.trainer.world_size,
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint.get("chains")
+
+    def start_chains(self) -> None:
+        """Seed this rank's generator and start its chains. ``fit`` does it; a training loop of your own has to."""
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        self.generator = make_generator(seed, self.global_rank, "chains", device=self.device)
+        for chains, num_classes in self._running_chains():
+            chains.setup(self.support, num_classes, self.generator)
+
+    # What the terms are made of.
+
+    def _marginal_chains_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        both = torch.cat([x, self.negatives(x)])
+        with eval_mode(self.energy):
+            logits = self.energy.logits(both)
+        energy_pos, energy_neg = self.energy.from_logits(logits, both).chunk(2)
+        self._watch(energy_pos, energy_neg)
+        loss = self.generative_weight * (energy_pos.mean() - energy_neg.mean())
+        if self.joint_weight:
+            energy_pos_y = self.energy.from_logits(logits[: len(x)], x, y)
+            loss = loss + self.joint_weight * (energy_pos_y.mean() - energy_neg.mean())
+        return loss + self._l2(logits)
+
+    def _class_chains_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        both, labels = torch.cat([x, self.negatives(x, y)]), torch.cat([y, y])
+        with eval_mode(self.energy):
+            logits = self.energy.logits(both)
+        energy_pos, energy_neg = self.energy.from_logits(logits, both, labels).chunk(2)
+        self._watch(energy_pos, energy_neg)
+        return energy_pos.mean() - energy_neg.mean() + self._l2(logits)
+
+    def _l2(self, logits: Tensor) -> Tensor:
+        return self.energy_l2 * 2 * logits.logsumexp(1).square().mean() if self.energy_l2 else logits.new_zeros(())
+
+    def _watch(self, energy_pos: Tensor, energy_neg: Tensor) -> None:
+        self._energies = energy_pos.detach().mean(), energy_neg.detach().mean()
+        self.log("train/energy_pos", self._energies[0], prog_bar=True)
+        self.log("train/energy_neg", self._energies[1], prog_bar=True)
+
+    def _check_weights(self) -> None:
+        names = ("conditional_weight", "generative_weight", "joint_weight", "class_conditional_weight")
+        for name in (*names, "energy_l2", "data_noise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"'{name}' should be 0 or positive, got {getattr(self, name)}.")
+        if not any(getattr(self, name) for name in names):
+            raise ValueError("'conditional_weight' or a generative weight should be positive, got 0 for all of them.")
+
+    def _running_chains(self) -> list[tuple[Chains, int | None]]:
+        """The chains that some weight needs, each with its number of classes if they keep a label."""
+        running: list[tuple[Chains, int | None]] = []
+        if self.generative_weight or self.joint_weight:
+            running.append((self.chains, None))
+        if self.class_conditional_weight:
+            running.append((self.class_chains, self.num_classes))
+        return running
+
+    def _resume_chains(self, state: dict[str, Any]) -> None:
+        """Only rank 0's chains are in a checkpoint, and no two ranks may run the same ones."""
+        if self.trainer.world_size > 1 or state["world_size"] > 1 or self.generator is None:
+            rank_zero_warn("The chains start anew: a run on several processes does not yet resume them.")
+            return
+        for (chains, _), saved in zip(self._running_chains(), state["chains"], strict=True):
+            chains.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+
+    def _blow_up(self, values: dict[str, Tensor]) -> str:
+        energy_pos, energy_neg = self._energies
+        return (
+            f"{super()._blow_up(values)} The last mean energies were {float(energy_pos):.4g} of data and "
+            f"{float(energy_neg):.4g} of negatives: if they ran apart, lower the sampler's 'step_size' or raise its "
+            "'steps', set 'energy_l2' to 0.1, or clip gradients."
+        )

@@ -1,0 +1,54 @@
+"""Out-of-distribution sets made from a batch: each maps images in a box to images that are not of the data."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.supports import Box, Support
+
+OODSet = Callable[[Tensor, Support, torch.Generator], Tensor]
+"""(x, support, generator) -> x': images x of shape (N, *shape), and as many that are out of distribution."""
+
+
+def noise(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
+    """Draws of the support's reference density: uniform noise in a box."""
+    return support.sample(len(x), generator=generator).to(x)
+
+
+def shuffled(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
+    """Each image with its pixels in an order of its own; channels stay together."""
+    pixels = x.flatten(2)
+    order = torch.rand(len(x), 1, pixels.shape[2], generator=generator, device=generator.device).argsort(2)
+    return pixels.gather(2, order.to(x.device).expand_as(pixels)).view_as(x)
+
+
+def inverted(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
+    """The negative of each image within its box.
+
+    Raises:
+        ValueError: The support is no box.
+    """
+    if not isinstance(support, Box):
+        raise ValueError(f"'inverted' images should live in a Box, got {type(support).__name__}.")
+    return support.low + support.high - x
+
+
+def transposed(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
+    """Each image mirrored on its diagonal; images should be square."""
+    return x.mT
+
+
+def flipped(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
+    """Each image mirrored left to right."""
+    return x.flip(-1)
+
+
+def interpolated(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
+    """The mean of each image and another of the batch (its neighbour in a random ring)."""
+    order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+    other = torch.empty_like(order).scatter_(0, order, order.roll(1))
+    return (x + x[other]) / 2
+
+
+OOD_SETS: dict[str, OODSet] = {f.__name__: f for f in (noise, shuffled, inverted, transposed, flipped, interpolated)}

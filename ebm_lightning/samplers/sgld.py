@@ -1,0 +1,100 @@
+"""Stochastic gradient Langevin dynamics with the noise set apart from the step: the sampler of JEM."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.energies import Energy
+from ebm_lightning.samplers.base import Sampler, State, value_and_gradient
+from ebm_lightning.supports import Support
+
+
+@dataclass(frozen=True)
+class SGLD(Sampler):
+    r"""Unadjusted Langevin steps at a temperature of their own.
+
+    .. math:: x_{k+1} = x_k - \epsilon \nabla E(x_k) + s \xi_k, \qquad \xi_k \sim N(0, I)
+
+    As the step goes to 0 the law tends to exp(-E / T) with T = s^2 / (2 epsilon), see :attr:`implied_temperature`.
+    JEM's numbers (step 1, noise 0.01) give T = 5e-5: nearly gradient descent, not samples of p(x). Without acceptance
+    the step leaves a bias, so this kernel is not accepted for log Z.
+
+    References:
+        Welling & Teh, Bayesian learning via stochastic gradient Langevin dynamics, 2011.
+        Grathwohl et al. 2020, eq. 2. https://arxiv.org/abs/1912.03263
+
+    Arguments:
+        step_size: epsilon, in squared units of x per unit of energy.
+        noise_std: s, in units of x. Either this or ``temperature``.
+        steps: Steps per call.
+        temperature: T; sets s = sqrt(2 epsilon T). 1 if neither is given.
+        max_gradient: Clamps each component of the gradient to [-max_gradient, max_gradient] (JEM++ uses 1). The law
+            is then no longer exp(-E / T).
+        boundary: How a step that leaves the support comes back: "reflect", or "clamp" (JEM++), which piles mass up on
+            the walls.
+
+    Raises:
+        ValueError: A negative number, no steps, or both ``noise_std`` and ``temperature``.
+    """
+
+    step_size: float = 1.0
+    noise_std: float | None = None
+    steps: int = 20
+    temperature: float | None = None
+    max_gradient: float | None = None
+    boundary: Literal["reflect", "clamp"] = "reflect"
+
+    def __post_init__(self) -> None:
+        if not self.step_size > 0:
+            raise ValueError(f"'step_size' should be positive, got {self.step_size}.")
+        if self.steps < 1:
+            raise ValueError(f"'steps' should be at least 1, got {self.steps}.")
+        if self.noise_std is not None and self.temperature is not None:
+            raise ValueError(
+                f"'noise_std' and 'temperature' should not both be given, got {self.noise_std} and "
+                f"{self.temperature}. Drop one: they are tied by temperature = noise_std^2 / (2 step_size)."
+            )
+        for name in ("noise_std", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"'{name}' should be 0 or positive, got {value}.")
+        if self.max_gradient is not None and not self.max_gradient > 0:
+            raise ValueError(f"'max_gradient' should be positive or None, got {self.max_gradient}.")
+        if self.boundary not in ("reflect", "clamp"):
+            raise ValueError(f"'boundary' should be 'reflect' or 'clamp', got {self.boundary!r}.")
+
+    @classmethod
+    def jem(cls, steps: int = 20) -> "SGLD":
+        """The numbers of the JEM paper for images in [-1, 1]: step 1, noise 0.01, so T = 5e-5."""
+        return cls(step_size=1.0, noise_std=0.01, steps=steps)
+
+    @classmethod
+    def langevin(cls, step_size: float, temperature: float = 1.0, steps: int = 20) -> "SGLD":
+        """Langevin dynamics proper: the noise follows from the temperature."""
+        return cls(step_size=step_size, temperature=temperature, steps=steps)
+
+    @property
+    def noise(self) -> float:
+        """s, however it was given."""
+        if self.noise_std is not None:
+            return self.noise_std
+        return (2 * self.step_size * (1.0 if self.temperature is None else self.temperature)) ** 0.5
+
+    @property
+    def implied_temperature(self) -> float:
+        """T = s^2 / (2 epsilon): the chains aim at exp(-E / T)."""
+        return self.noise**2 / (2 * self.step_size)
+
+    def transitions(
+        self, energy: Energy, x: Tensor, support: Support, generator: torch.Generator | None
+    ) -> Iterator[State]:
+        inside = support.reflect if self.boundary == "reflect" else support.clamp
+        for _ in range(self.steps):
+            value, gradient = value_and_gradient(energy, x)
+            drift = gradient if self.max_gradient is None else gradient.clamp(-self.max_gradient, self.max_gradient)
+            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = inside(x - self.step_size * drift + self.noise * noise)
+            yield State(x, value, gradient)

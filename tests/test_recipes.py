@@ -1,0 +1,102 @@
+"""The recipes as a person runs them: from the command line, in a folder of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ebm_lightning import JEM
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SETS = ("noise", "shuffled", "inverted", "transposed", "flipped", "interpolated")
+KEYS = {"test/accuracy", "test/nll", "test/ece", *(f"ood/{name}/auroc" for name in SETS)}
+
+
+def run(folder: Path, recipe: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    command = [sys.executable, str(RECIPES / recipe), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("digits")
+    (folder / "run.yaml").write_text("epochs: 2\nwidth: 4\nstep_size: 0.2\nsteps: 2\n")
+    done = run(folder, "digits.py", "--config", "run.yaml", "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "digits-0", done.stdout + done.stderr
+
+
+def test_digits_writes_one_folder_with_everything(digits):
+    folder, _ = digits
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics) >= KEYS | {f"baseline/{key}" for key in KEYS} | {"seconds"}
+    assert all(isinstance(value, float) for value in metrics.values())
+    pictures = {p.name for p in folder.glob("*.png")}
+    assert pictures == {"samples-chains.png", "test-reliability.png", *(f"ood-{name}.png" for name in SETS)}
+    assert JEM.load_from_checkpoint(folder / "checkpoints" / "model.ckpt", weights_only=True).sampler.step_size == 0.2
+
+
+def test_digits_shows_both_models_and_the_energies(digits):
+    _, printed = digits
+    line = next(line for line in printed.splitlines() if line.startswith("ood/transposed/auroc"))
+    assert len(line.split()) == 3
+    assert "train/energy_pos=" in printed
+    assert "train/energy_neg=" in printed
+
+
+def test_digits_never_writes_over_results(digits):
+    folder, _ = digits
+    before = (folder / "metrics.json").read_text()
+    done = run(folder, "digits.py", "--output", str(folder))
+    assert done.returncode != 0
+    assert "'output' should be a new or empty folder" in done.stderr
+    assert (folder / "metrics.json").read_text() == before
+
+
+def test_every_option_is_explained(tmp_path):
+    done = run(tmp_path, "digits.py", "--help")
+    assert done.returncode == 0
+    for option in ("--seed", "--output", "--logger {csv,tensorboard,wandb}", "--config", "--step_size"):
+        assert option in done.stdout
+    config = yaml.safe_load(run(tmp_path, "digits.py", "--print_config").stdout)
+    assert config["steps"] == 20
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ood", "[noise,svhn]"), "svhn"),
+        (("--step_size", "-1"), "'step_size' should be positive, got -1.0"),
+        (("--noise_std", "-0.1"), "'noise_std' should be 0 or positive, got -0.1"),
+        (("--buffer_size", "32"), "'size' should be at least the batch size 64"),
+        (("--epochs", "many"), "epochs"),
+    ],
+)
+def test_bad_options_name_themselves(tmp_path, arguments, message):
+    done = run(tmp_path, "digits.py", "--epochs", "1", *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_generative_weight_zero_is_the_baseline(tmp_path):
+    done = run(tmp_path, "digits.py", "--epochs", "1", "--width", "4", "--generative_weight", "0", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert all(metrics[key] == metrics[f"baseline/{key}"] for key in KEYS)
+
+
+def test_rings_records_log_z(tmp_path):
+    done = run(tmp_path, "rings.py", "--epochs", "1", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {"log_z", "energy_data", "energy_samples", "seconds"} <= set(metrics)
+    assert metrics["log_likelihood"] == pytest.approx(-metrics["energy_data"] - metrics["log_z"])
+    assert (tmp_path / "out" / "density.png").exists()
+    assert torch.load(tmp_path / "out" / "model.ckpt", weights_only=True)["state_dict"]
