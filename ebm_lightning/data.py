@@ -124,7 +124,7 @@ class Rings(L.LightningDataModule):
 
     def __init__(
         self,
-        radii: Sequence[float] = (0.6, 1.6, 2.6),
+        radii: Sequence[float] = (1.0, 2.0, 3.0),
         noise: float = 0.15,
         half_width: float = 4.0,
         size: int = 8192,

@@ -32,7 +32,7 @@ def main(
     logger: LoggerName = "csv",
     epochs: int = 100,
     batch_size: int = 64,
-    width: int = 16,
+    width: int = 24,
     learning_rate: float = 1e-3,
     conditional_weight: float = 3.0,
     generative_weight: float = 1.0,

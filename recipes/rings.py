@@ -30,8 +30,8 @@ def main(
     output: Path | None = None,
     epochs: int = 30,
     learning_rate: float = 2e-3,
-    step_size: float = 0.01,
-    steps: int = 20,
+    step_size: float = 0.005,
+    steps: int = 25,
     buffer_size: int = 4096,
     reinit_prob: float = 0.01,
     progress_bar: bool = True,
@@ -60,7 +60,7 @@ def main(
     L.seed_everything(seed, verbose=False)
     data = Rings(seed=seed)
     module = JEM(
-        MLP(2, data.num_classes, (128, 128)),
+        MLP(2, data.num_classes, (128, 128, 128)),
         data.num_classes,
         data.support,
         SGLD.langevin(step_size, steps=steps),
@@ -88,7 +88,7 @@ def main(
     metrics = dict(trainer.test(module, datamodule=data, verbose=False)[0])
     trainer.save_checkpoint(output / "model.ckpt")
 
-    samples = long_chains(module, 4096, seed)
+    samples = long_chains(module, 2048, seed)
     metrics.update(measure(module, data, samples), seconds=time.time() - start)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2))
     picture(module, data, samples, metrics["log_z"]).savefig(output / "density.png", dpi=120)
@@ -98,9 +98,9 @@ def main(
 
 
 def long_chains(module: JEM, n: int, seed: int) -> Tensor:
-    """``n`` fresh chains, run for 1000 steps from uniform noise."""
+    """``n`` fresh chains, run for 500 steps from uniform noise."""
     generator = make_generator(seed, "rings samples")
-    sampler = SGLD(step_size=0.01, temperature=1.0, steps=1000)
+    sampler = SGLD.langevin(0.005, steps=500)
     return sampler(
         module.energy, module.support.sample(n, generator=generator), support=module.support, generator=generator
     )
@@ -136,7 +136,7 @@ def picture(module: JEM, data: Rings, samples: Tensor, log_z: float) -> Figure:
         ax.set_title(title)
     figure.colorbar(drawn, ax=axes[:2], shrink=0.8)
     axes[2].plot(*samples.T.numpy(), ".", markersize=1)
-    axes[2].set(title="chains of the model", xlim=(-wall, wall), ylim=(-wall, wall), aspect="equal")
+    axes[2].set(title="fresh chains, 500 steps from noise", xlim=(-wall, wall), ylim=(-wall, wall), aspect="equal")
     return figure
 
 

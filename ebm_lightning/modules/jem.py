@@ -113,7 +113,7 @@ class JEM(ConditionalEBM):
         if self.generative_weight or self.joint_weight:
             loss = loss + self._marginal_chains_loss(x, y)
         if self.class_conditional_weight:
-            loss = loss + self.class_conditional_weight * self._class_chains_loss(x, y)
+            loss = loss + self._class_chains_loss(x, y)
         return loss
 
     def negatives(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -172,7 +172,7 @@ class JEM(ConditionalEBM):
             logits = self.energy.logits(both)
         energy_pos, energy_neg = self.energy.from_logits(logits, both, labels).chunk(2)
         self._watch(energy_pos, energy_neg)
-        return energy_pos.mean() - energy_neg.mean() + self._l2(logits)
+        return self.class_conditional_weight * (energy_pos.mean() - energy_neg.mean()) + self._l2(logits)
 
     def _l2(self, logits: Tensor) -> Tensor:
         return self.energy_l2 * 2 * logits.logsumexp(1).square().mean() if self.energy_l2 else logits.new_zeros(())
