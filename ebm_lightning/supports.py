@@ -39,6 +39,10 @@ class Support(ABC):
         """``x`` folded back into the domain as by mirrors on its walls; volume-preserving, so exact kernels use it."""
         return x
 
+    def bounce(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` reflected, and the sign by which each component of a momentum turns, broadcastable to x."""
+        return self.reflect(x), torch.ones((), dtype=x.dtype, device=x.device)
+
     def clamp(self, x: Tensor) -> Tensor:
         """``x`` moved to the nearest point of the domain. Mass piles up on the walls: for training presets only."""
         return x
@@ -103,6 +107,10 @@ class Box(Support):
         width = self.high - self.low
         phase = (x - self.low).remainder(2 * width)
         return self.clamp(self.high - (phase - width).abs())  # the clamp mends the last bit of rounding only
+
+    def bounce(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        walls_met = ((x - self.low) / (self.high - self.low)).floor()
+        return self.reflect(x), 1 - 2 * walls_met.remainder(2)
 
     def clamp(self, x: Tensor) -> Tensor:
         return x.clamp(self.low, self.high)

@@ -158,7 +158,7 @@ class ConditionalEBM(L.LightningModule):
         ignore = ["classifier", *([ignore] if isinstance(ignore, str) else ignore or [])]
         super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
         described = {name: describe(value) for name, value in self.hparams.items()}
-        self.note_hyperparameters(**described, classifier=describe(self.classifier))
+        self.note_hyperparameters(**(described | {"classifier": describe(self.classifier)}))
 
     def note_hyperparameters(self, **derived: Any) -> None:
         """Add figures that follow from the arguments to those that loggers show."""

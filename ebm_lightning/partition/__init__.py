@@ -1,5 +1,20 @@
-"""The partition function Z, where it can be had."""
+"""The partition function Z: exact where it can be had, and estimated with an error that says how far to trust it."""
 
-from ebm_lightning.partition.exact import quadrature
+from ebm_lightning.partition.ais import ais, bracket, reverse_ais
+from ebm_lightning.partition.exact import enumeration, exact_log_z, quadrature, rbm_log_z
+from ebm_lightning.partition.log_z import LogZ
+from ebm_lightning.partition.proposals import Normal, Proposal, Reference
 
-__all__ = ["quadrature"]
+__all__ = [
+    "LogZ",
+    "Normal",
+    "Proposal",
+    "Reference",
+    "ais",
+    "bracket",
+    "enumeration",
+    "exact_log_z",
+    "quadrature",
+    "rbm_log_z",
+    "reverse_ais",
+]

@@ -1,0 +1,323 @@
+"""Log Z by annealed importance sampling, with or without resampling, from islands of chains."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.energies import Energy, JointEnergy
+from ebm_lightning.partition.log_z import LogZ, effective_share, log_mean_exp
+from ebm_lightning.partition.plan import Plan, Schedule, run_pilot, systematic, take
+from ebm_lightning.partition.proposals import Proposal, Reference
+from ebm_lightning.samplers import GHMC, HMC, eval_mode, quiet
+from ebm_lightning.samplers.hmc import Tempered, hamiltonian_move
+from ebm_lightning.streams import make_generator
+from ebm_lightning.supports import Box, Support
+
+ISLANDS = 10  # their spread is the error: fewer than 8 say little about it
+PILOT_CHAINS = 200
+RESAMPLE_FLOOR = 0.5
+EFFECTIVE_CHAINS = 50  # below, an interval covers less often than it says
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Island:
+    """One block of chains after its run; what ranks exchange.
+
+    Attributes:
+        log_weights: Shape (n,), float64; the log of their mean is the island's log Z.
+        log_class: log of the weighted mean of p(y|x), shape (K,), or None.
+        ess: Along the path, before resampling, shape (T,).
+        acceptance: Along the path, shape (T,).
+    """
+
+    log_weights: Tensor
+    log_class: Tensor | None
+    ess: Tensor
+    acceptance: Tensor
+
+
+def ais(
+    energy: Energy,
+    support: Support,
+    *,
+    proposal: Proposal | None = None,
+    kernel: HMC | None = None,
+    temperatures: int = 250,
+    chains: int = 1000,
+    schedule: Schedule = "adaptive",
+    resample: bool = True,
+    chunk_size: int | None = None,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> LogZ:
+    r"""log Z of exp(-E) on the support, with its error, by annealing from a normalised q_0.
+
+    .. math:: \log p_\beta = (1 - \beta) \log q_0 - \beta E, \qquad
+        \log w = \sum_t (\beta_t - \beta_{t-1}) \, (-E(x_{t-1}) - \log q_0(x_{t-1})), \qquad \mathbb{E}[w] = Z
+
+    Works under ``no_grad`` and in inference mode, and leaves modules and the global random state as they were. Under
+    bfloat16 it gives the log Z of the rounded model.
+
+    References:
+        Neal, Annealed importance sampling, 2001. https://arxiv.org/abs/physics/9803008
+        Del Moral, Doucet & Jasra, Sequential Monte Carlo samplers, 2006, for ``resample``.
+
+    Arguments:
+        energy: Maps (N, *shape) to (N,), the reference density in it; a JointEnergy gives per-class figures too.
+        support: The energy's domain.
+        proposal: q_0; the support's reference by default. Needed on Euclidean.
+        kernel: HMC, MALA or GHMC, the default; its step size is where tuning starts.
+        temperatures: Steps of beta.
+        chains: In all; they run in at least 10 islands, whose spread gives the error.
+        schedule: "adaptive" makes all steps equally hard as the pilot saw them.
+        resample: Resample an island when its effective share falls under one half (SMC). Still unbiased for Z.
+        chunk_size: Most chains to run at once, which bounds the memory.
+        generator: Its seed starts the islands' streams; its device is where chains run.
+        progress: Wraps the loop over all temperatures of all islands, such as ``tqdm.tqdm``.
+
+    Raises:
+        ValueError: Infinite mass and no proposal, fewer than 2 chains an island, no temperatures, an energy that is
+            not finite.
+    """
+    kernel, proposal = kernel or GHMC(), proposal or Reference(support)
+    sizes = island_sizes(chains, chunk_size)
+    if temperatures < 1:
+        raise ValueError(f"'temperatures' should be at least 1, got {temperatures}.")
+    seed, device = stream_of(generator)
+    plan = make_plan(energy, support, proposal, kernel, temperatures, schedule, seed, device)
+    if not integrable(energy, support, proposal, make_generator(seed, "rays", device=device)):
+        return LogZ(
+            math.nan, math.nan, 0.0, integrable=False, reliable=False, gradient_evaluations=plan.gradient_evaluations
+        )
+    islands = run_islands(
+        energy, support, proposal, kernel, plan, dict(enumerate(sizes)), seed, device, resample, progress
+    )
+    return combine([islands[k] for k in sorted(islands)], plan, kernel, resample)
+
+
+def run_islands(
+    energy: Energy,
+    support: Support,
+    proposal: Proposal,
+    kernel: HMC,
+    plan: Plan,
+    sizes: dict[int, int],
+    seed: int,
+    device: torch.device,
+    resample: bool,
+    progress: Progress | None = None,
+) -> dict[int, Island]:
+    """The islands named in ``sizes`` (number -> chains): the same on whatever rank and in whatever order they run."""
+    steps = len(plan.steps)
+    ticks = iter((progress or iter)(range(steps * len(sizes))))
+    islands = {}
+    for number, n in sizes.items():
+        generator = make_generator(seed, "island", number, device=device)
+        islands[number] = anneal(energy, support, proposal, kernel, plan, n, generator, resample, ticks)
+    next(ticks, None)  # lets the bar close
+    return islands
+
+
+def anneal(
+    energy: Energy,
+    support: Support,
+    proposal: Proposal,
+    kernel: HMC,
+    plan: Plan,
+    n: int,
+    generator: torch.Generator,
+    resample: bool,
+    ticks: Iterable[int],
+) -> Island:
+    """One island of ``n`` chains from q_0 to the model."""
+    with quiet(energy), torch.inference_mode(False), torch.no_grad():
+        x = proposal.sample(n, generator)
+        target = Tempered(energy, proposal, 0.0)
+        phase = target.at(x, torch.randn(x.shape, generator=generator, device=x.device))
+        log_w = torch.zeros(n, dtype=torch.float64, device=x.device)
+        log_z = torch.zeros((), dtype=torch.float64, device=x.device)
+        curve, acceptance = [], []
+        steps = plan.steps.to(device=x.device, dtype=x.dtype)
+        path = zip(steps, plan.betas.diff().tolist(), plan.betas[1:].tolist(), ticks, strict=False)
+        for step, delta, beta, _ in path:
+            log_w = log_w + delta * (-phase.energy - phase.log_q)
+            curve.append(effective_share(log_w))
+            if math.isnan(curve[-1]):
+                raise ValueError(f"'energy' should be finite inside the support, got NaN at beta {beta:.4f}.")
+            if resample and curve[-1] < RESAMPLE_FLOOR:
+                phase = take(phase, systematic(log_w.softmax(0), generator))
+                log_z, log_w = log_z + log_mean_exp(log_w), torch.zeros_like(log_w)
+            target.beta = beta
+            phase, accepted = hamiltonian_move(target, phase, step, support, kernel, generator)
+            acceptance.append(accepted.double().mean())
+        log_class = None
+        if isinstance(energy, JointEnergy):
+            log_p_y = energy.logits(phase.x).double().log_softmax(1)
+            log_class = (log_w.log_softmax(0)[:, None] + log_p_y).logsumexp(0).cpu()
+    return Island((log_z + log_w).cpu(), log_class, torch.tensor(curve), torch.stack(acceptance).cpu())
+
+
+def combine(islands: list[Island], plan: Plan, kernel: HMC, resample: bool) -> LogZ:
+    """One estimate from all islands: the mean of their Z, never of their log Z."""
+    log_weights = torch.cat([island.log_weights for island in islands])
+    n = len(log_weights)
+    log_z = float(log_mean_exp(log_weights))
+    log_zs = torch.stack([log_mean_exp(island.log_weights) for island in islands])
+    if resample:
+        share = torch.tensor([len(island.log_weights) / n for island in islands], dtype=torch.float64)
+        spread = (share * ((log_zs - log_z).exp() - 1)).square().sum()
+        std_err = float((spread * len(islands) / (len(islands) - 1)).sqrt())
+        ess, lower, degrees = 1 / (1 + n * std_err**2), float((share * log_zs).sum()), len(islands) - 1.0
+    else:
+        ess, lower, degrees = effective_share(log_weights), float(log_weights.mean()), math.inf
+        std_err = math.sqrt(max(0.0, (1 / ess - 1) / n))
+    per_class = None
+    if islands[0].log_class is not None:
+        sizes = torch.tensor([len(island.log_weights) / n for island in islands], dtype=torch.float64).log()
+        by_island = [
+            z + s + i.log_class for z, s, i in zip(log_zs, sizes, islands, strict=True) if i.log_class is not None
+        ]
+        per_class = torch.stack(by_island).logsumexp(0)
+    return LogZ(
+        log_z,
+        std_err,
+        ess,
+        log_weights,
+        lower,
+        per_class=per_class,
+        reliable=ess * n >= EFFECTIVE_CHAINS and std_err < 0.5,
+        gradient_evaluations=plan.gradient_evaluations + n * (1 + len(plan.steps) * kernel.leapfrogs),
+        degrees=degrees,
+        betas=plan.betas,
+        ess_curve=torch.stack([island.ess for island in islands]).mean(0),
+        acceptance=torch.stack([island.acceptance for island in islands]).mean(0),
+    )
+
+
+def reverse_ais(
+    energy: Energy,
+    support: Support,
+    samples: Tensor,
+    *,
+    exact: bool,
+    proposal: Proposal | None = None,
+    kernel: HMC | None = None,
+    temperatures: int = 250,
+    schedule: Schedule = "adaptive",
+    generator: torch.Generator | None = None,
+) -> LogZ:
+    r"""log Z from chains that start at ``samples`` of the model and anneal to q_0 (bidirectional Monte Carlo).
+
+    .. math:: \mathbb{E}[1 / w] = 1 / Z, \qquad \text{so } -\log \overline{1 / w} \text{ is a stochastic upper bound}
+
+    The bound holds only for exact samples. From a replay buffer, from data, or from the ends of forward chains the
+    number is wrong by as much as they are, on either side, and still looks converged: ``upper`` is then None and
+    ``reliable`` False.
+
+    References:
+        Grosse, Ghahramani & Adams, Sandwiching the marginal likelihood using bidirectional Monte Carlo, 2015.
+        https://arxiv.org/abs/1511.02543
+
+    Arguments:
+        energy, support, proposal, kernel, temperatures, schedule, generator: As for :func:`ais`.
+        samples: Shape (N, *shape), one chain each.
+        exact: Whether ``samples`` are independent exact draws of the model.
+    """
+    support.check(samples, "samples")
+    kernel, proposal = kernel or GHMC(), proposal or Reference(support)
+    seed, device = stream_of(generator)
+    plan = make_plan(energy, support, proposal, kernel, temperatures, schedule, seed, device)
+    rng = make_generator(seed, "reverse", device=device)
+    with quiet(energy), torch.inference_mode(False), torch.no_grad():
+        x = samples.to(device).clone()
+        target = Tempered(energy, proposal, 1.0)
+        phase = target.at(x, torch.randn(x.shape, generator=rng, device=device, dtype=x.dtype))
+        log_w = torch.zeros(len(x), dtype=torch.float64, device=device)
+        steps, betas = plan.steps.to(device=device, dtype=x.dtype), plan.betas.tolist()
+        for t in range(temperatures, 0, -1):
+            target.beta = betas[t]
+            phase, _ = hamiltonian_move(target, phase, steps[t - 1], support, kernel, rng)
+            log_w = log_w + (betas[t] - betas[t - 1]) * (-phase.energy - phase.log_q)
+    log_w = log_w.cpu()
+    ess = effective_share(-log_w)
+    std_err = math.sqrt(max(0.0, (1 / ess - 1) / len(x)))
+    log_z = -float(log_mean_exp(-log_w))
+    return LogZ(
+        log_z,
+        std_err,
+        ess,
+        log_w,
+        upper=log_z if exact else None,
+        reliable=exact and ess * len(x) >= EFFECTIVE_CHAINS,
+        gradient_evaluations=plan.gradient_evaluations + len(x) * (1 + temperatures * kernel.leapfrogs),
+        betas=plan.betas,
+    )
+
+
+def bracket(forward: LogZ, backward: LogZ, gap: float = 1.0) -> LogZ:
+    """The forward estimate with the backward upper bound; unreliable if they lie more than ``gap`` nats apart.
+
+    Raises:
+        ValueError: The backward run did not start at exact samples.
+    """
+    if backward.upper is None:
+        raise ValueError("'backward' should come from exact samples to be a bound, got exact=False.")
+    close = backward.upper - forward.lower <= gap + 2 * (forward.std_err + backward.std_err)
+    return dataclasses.replace(forward, upper=backward.upper, reliable=forward.reliable and close)
+
+
+def make_plan(
+    energy: Energy,
+    support: Support,
+    proposal: Proposal,
+    kernel: HMC,
+    temperatures: int,
+    schedule: Schedule,
+    seed: int,
+    device: torch.device,
+) -> Plan:
+    """The frozen path, from a pilot with a stream of its own."""
+    generator = make_generator(seed, "pilot", device=device)
+    with quiet(energy), torch.inference_mode(False), torch.no_grad():
+        pilot = run_pilot(energy, support, proposal, kernel, PILOT_CHAINS, generator)
+    return pilot.plan(temperatures, schedule)
+
+
+def integrable(energy: Energy, support: Support, proposal: Proposal, generator: torch.Generator) -> bool:
+    """Whether the energy rises fast enough along rays for exp(-E) to have an integral; True on a box.
+
+    In D dimensions that takes E(10 r) - E(r) > D log 10 for large r.
+    """
+    if isinstance(support, Box):
+        return True
+    with eval_mode(energy), torch.no_grad():
+        start = proposal.sample(256, generator)
+        ray = torch.randn(start.shape, generator=generator, device=start.device)
+        ray = ray / ray.flatten(1).norm(dim=1).view(-1, *[1] * (ray.ndim - 1)) * start.flatten(1).norm(dim=1).mean()
+        rise = energy(1e3 * ray).double() - energy(1e2 * ray).double()
+    return bool((rise > ray[0].numel() * math.log(10)).all())
+
+
+def island_sizes(chains: int, chunk_size: int | None) -> list[int]:
+    """Chains of each island, as equal as can be.
+
+    Raises:
+        ValueError: Fewer than 2 chains an island, or a chunk below 2.
+    """
+    if chains < 2 * ISLANDS:
+        raise ValueError(f"'chains' should be at least {2 * ISLANDS}, 2 for each of {ISLANDS} islands, got {chains}.")
+    if chunk_size is not None and chunk_size < 2:
+        raise ValueError(f"'chunk_size' should be at least 2, got {chunk_size}.")
+    islands = max(ISLANDS, math.ceil(chains / (chunk_size or chains)))
+    return [chains // islands + (k < chains % islands) for k in range(islands)]
+
+
+def stream_of(generator: torch.Generator | None) -> tuple[int, torch.device]:
+    """A seed drawn from ``generator`` (or the global one), and its device."""
+    device = torch.device("cpu") if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device)), device

@@ -1,0 +1,142 @@
+"""The path of an annealing run: temperatures and step sizes, tuned on a pilot and then frozen.
+
+Tuning on the chains that carry the weights would bias them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.energies import Energy
+from ebm_lightning.partition.proposals import Proposal
+from ebm_lightning.samplers.hmc import HMC, Phase, Tempered, hamiltonian_move
+from ebm_lightning.supports import Support
+
+Schedule = Literal["adaptive", "linear", "sigmoid"]
+STAGE_CESS = 0.9  # coarser than the run: the pilot only maps the path
+STAGE_MOVES = 4
+SIGMOID_SLOPE = 4.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A frozen path.
+
+    Attributes:
+        betas: Inverse temperatures from 0 to 1, shape (T + 1,), float64.
+        steps: Step size times diagonal preconditioner of the move at each later temperature, shape (T, *shape).
+        gradient_evaluations: What the pilot cost.
+    """
+
+    betas: Tensor
+    steps: Tensor
+    gradient_evaluations: int
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a pilot saw at the temperatures that it chose: log steps (S, *shape) and the barrier up to each (S,)."""
+
+    betas: Tensor
+    log_steps: Tensor
+    barrier: Tensor
+    gradient_evaluations: int
+
+    def plan(self, temperatures: int, schedule: Schedule) -> Plan:
+        """``temperatures`` steps: equally hard ("adaptive"), equally long, or dense at both ends ("sigmoid")."""
+        t = torch.linspace(0, 1, temperatures + 1, dtype=torch.float64)
+        if schedule == "adaptive":
+            betas = _interpolate(t * self.barrier[-1], self.barrier, self.betas)
+        elif schedule == "linear":
+            betas = t
+        else:
+            curve = torch.sigmoid(SIGMOID_SLOPE * (2 * t - 1))
+            betas = (curve - curve[0]) / (curve[-1] - curve[0])
+        betas[0], betas[-1] = 0.0, 1.0
+        return Plan(betas, _interpolate(betas[1:], self.betas, self.log_steps).exp(), self.gradient_evaluations)
+
+
+def run_pilot(
+    energy: Energy, support: Support, proposal: Proposal, kernel: HMC, chains: int, generator: torch.Generator
+) -> Pilot:
+    """Sequential Monte Carlo that picks each next temperature by its conditional effective sample size.
+
+    Step sizes follow the kernel's target acceptance by Robbins-Monro.
+    """
+    x = proposal.sample(chains, generator)
+    target = Tempered(energy, proposal, 0.0)
+    phase = target.at(x, torch.randn(x.shape, generator=generator, device=x.device))
+    log_step, evaluations = math.log(kernel.step_size), chains
+    betas, barrier, log_steps = [0.0], [0.0], [_log_scale(target, phase) + log_step]
+    while betas[-1] < 1:
+        r = -phase.energy - phase.log_q
+        delta = _next_delta(r, 1 - betas[-1])
+        barrier.append(barrier[-1] + float((delta * r).std()) + 1e-12)
+        betas.append(betas[-1] + delta if delta < 1 - betas[-1] else 1.0)
+        phase = take(phase, systematic((delta * r).softmax(0), generator))
+        target.beta = betas[-1]
+        scale = _log_scale(target, phase)
+        for move in range(STAGE_MOVES):
+            step = (scale + log_step).exp().to(x.dtype)
+            phase, accepted = hamiltonian_move(target, phase, step, support, kernel, generator)
+            log_step += (float(accepted.float().mean()) - kernel.target_acceptance) / (1 + move) ** 0.5
+            evaluations += chains * kernel.leapfrogs
+        log_steps.append(scale + log_step)
+    log_steps[0] = log_steps[1]
+    return Pilot(
+        torch.tensor(betas, dtype=torch.float64),
+        torch.stack(log_steps).cpu(),
+        torch.tensor(barrier, dtype=torch.float64),
+        evaluations,
+    )
+
+
+def systematic(weights: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Systematic resampling: indices, shape (N,), of which i comes floor or ceil of N w_i times (Carpenter 1999)."""
+    u = torch.rand((), generator=generator, device=weights.device, dtype=torch.float64)
+    points = (torch.arange(len(weights), device=weights.device, dtype=torch.float64) + u) / len(weights)
+    return torch.searchsorted(weights.double().cumsum(0), points).clamp(max=len(weights) - 1)
+
+
+def take(phase: Phase, index: Tensor) -> Phase:
+    """The chains at ``index``, with all that is known of them."""
+    return Phase(*(part[index] for part in phase))
+
+
+def _next_delta(r: Tensor, rest: float) -> float:
+    """The largest step of beta whose conditional ESS, mean(w)^2 / mean(w^2), is at least STAGE_CESS; by bisection."""
+
+    def cess(delta: float) -> float:
+        w = (delta * (r - r.max())).exp()
+        return float(w.mean() ** 2 / w.square().mean())
+
+    if not torch.isfinite(r).all():
+        raise ValueError(f"'energy' should be finite inside the support, got {int((~r.isfinite()).sum())} bad values.")
+    if cess(rest) >= STAGE_CESS:
+        return rest
+    low, high = 0.0, rest
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cess(middle) >= STAGE_CESS else (low, middle)
+    return max(low, 1e-9)
+
+
+def _log_scale(target: Tempered, phase: Phase) -> Tensor:
+    """Log of the preconditioner, of mean 0: the width of the mode that a chain is in, at most that of all chains.
+
+    For a Gaussian, E[(dU/dx)^2] = 1 / std^2. The spread of the chains would measure the distance between modes.
+    """
+    squares = target.gradient(phase).double().square().mean(0)
+    log_scale = -0.5 * (squares + 1 / phase.x.double().var(0).clamp(min=1e-12)).log()
+    return log_scale - log_scale.mean()
+
+
+def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear through (knots, values), knots increasing; values may have further dimensions."""
+    right = torch.searchsorted(knots, at).clamp(1, len(knots) - 1)
+    share = ((at - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
+    share = share.view(-1, *[1] * (values.ndim - 1))
+    return torch.lerp(values[right - 1], values[right], share)

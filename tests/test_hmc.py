@@ -1,0 +1,147 @@
+"""HMC, MALA and GHMC leave exact samples exact, walls included, whatever the step.
+
+Mutants killed (each by hand below): always accept, no half step, momenta not turned on rejection with persistent
+momentum, walls that clamp, walls that do not turn the momentum, a stale gradient.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+import ebm_lightning.samplers.hmc as hmc
+from ebm_lightning.energies import GaussianEnergy
+from ebm_lightning.samplers import GHMC, HMC, MALA
+from ebm_lightning.streams import make_generator
+from ebm_lightning.supports import Box, Euclidean
+from tests.conftest import gaussian_z, z_score
+
+N = 40_000
+KERNELS = {
+    "HMC": HMC(0.9, steps=4, leapfrogs=3),
+    "MALA": MALA(1.0, steps=6),
+    "GHMC": GHMC(0.8, steps=40),
+}
+TARGET = GaussianEnergy(torch.tensor([0.5]), torch.tensor([0.8]))
+BOX = Box(-1, 1, (1,))
+
+
+def slope(x: torch.Tensor) -> torch.Tensor:
+    """exp(-E) = exp(2 x) on the box: mass against a wall."""
+    return -2 * x[:, 0]
+
+
+def exact_slope(n: int, generator: torch.Generator) -> torch.Tensor:
+    u = torch.rand(n, 1, generator=generator, dtype=torch.float64)
+    e = torch.tensor(2.0, dtype=torch.float64).exp()
+    return ((1 / e + u * (e - 1 / e)).log() / 2).float()
+
+
+def z_on_line(kernel: HMC, seed: int) -> float:
+    start = 0.5 + 0.8 * torch.randn(N, 1, generator=make_generator(seed, "start"))
+    return gaussian_z(kernel(TARGET, start, generator=make_generator(seed, "chain"))[:, 0], 0.5, 0.64)
+
+
+def z_at_walls(kernel: HMC, seed: int) -> float:
+    start = exact_slope(N, make_generator(seed, "start"))
+    x = kernel(slope, start, support=BOX, generator=make_generator(seed, "chain"))
+    assert BOX.contains(x).all()
+    reference = exact_slope(4_000_000, make_generator(seed, "reference"))
+    return max(z_score(x**k, float((reference.double() ** k).mean())) for k in (1, 2, 4))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_exact_samples_stay_exact(name, seed):
+    assert z_on_line(KERNELS[name], seed) < 5
+    assert z_at_walls(KERNELS[name], seed) < 5
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_chains_find_the_target_from_afar(name, seed):
+    kernel = dataclasses.replace(KERNELS[name], step_size=0.5, steps=120)
+    x = kernel(TARGET, torch.full((4000, 1), 6.0), generator=make_generator(seed, "chain"))
+    assert gaussian_z(x[:, 0], 0.5, 0.64) < 5
+
+
+def test_the_law_kills_a_kernel_that_always_accepts(monkeypatch, seed):
+    monkeypatch.setattr(hmc, "_where", lambda mask, a, b: a)
+    assert z_on_line(KERNELS["MALA"], seed) > 5
+
+
+def test_the_law_kills_a_full_step_of_the_momentum(monkeypatch, seed):
+    def lopsided(target, phase, step, support):
+        v = phase.v - step * target.gradient(phase)
+        x, sign = support.bounce(phase.x + step * v)
+        return target.at(x, sign * v)
+
+    monkeypatch.setattr(hmc, "_leapfrog", lopsided)
+    assert z_on_line(KERNELS["HMC"], seed) > 5
+
+
+def test_the_law_kills_a_stale_gradient(monkeypatch, seed):
+    def stale(target, phase, step, support):
+        v = phase.v - step * target.gradient(phase)
+        x, sign = support.bounce(phase.x + step * v)
+        return target.at(x, sign * v)._replace(gradient=phase.gradient)
+
+    monkeypatch.setattr(hmc, "_leapfrog", stale)
+    assert z_on_line(KERNELS["HMC"], seed) > 5
+
+
+def test_the_law_kills_walls_that_clamp(monkeypatch, seed):
+    monkeypatch.setattr(Box, "bounce", lambda self, x: (self.clamp(x), torch.ones_like(x)))
+    assert z_at_walls(KERNELS["HMC"], seed) > 5
+
+
+def test_the_law_kills_walls_that_do_not_turn_the_momentum(monkeypatch, seed):
+    """Only a persistent momentum shows it: a fresh one has no sign to lose."""
+    monkeypatch.setattr(Box, "bounce", lambda self, x: (self.reflect(x), torch.ones_like(x)))
+    assert z_at_walls(GHMC(0.8, steps=40), seed) > 5
+
+
+def test_the_law_kills_persistent_momenta_that_do_not_turn(monkeypatch, seed):
+    original = hmc.hamiltonian_move
+
+    def straight_on(target, phase, step, support, kernel, generator):
+        end, accepted = original(target, phase, step, support, kernel, generator)
+        return end._replace(v=torch.where(accepted[:, None], end.v, -end.v)), accepted
+
+    monkeypatch.setattr(hmc, "hamiltonian_move", straight_on)
+    assert z_on_line(GHMC(1.5, steps=60), seed) > 5
+
+
+def test_bounce_turns_with_every_wall():
+    x, sign = BOX.bounce(torch.tensor([[0.5], [1.5], [-1.5], [3.5], [5.5]]))
+    assert x.flatten().tolist() == [0.5, 0.5, -0.5, -0.5, 0.5]
+    assert sign.flatten().tolist() == [1, -1, -1, 1, -1]
+
+
+def test_one_gradient_for_each_leapfrog():
+    calls = []
+
+    def energy(x):
+        calls.append(len(x))
+        return x.square().sum(1)
+
+    HMC(0.1, steps=7, leapfrogs=3)(energy, torch.zeros(5, 2))
+    assert calls == [5] * (1 + 7 * 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"step_size": 0.0}, "'step_size' should be positive"),
+        ({"steps": 0}, "'steps' should be at least 1"),
+        ({"leapfrogs": 0}, "'leapfrogs' should be at least 1"),
+        ({"momentum": 1.0}, r"'momentum' should be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HMC(**arguments)
+
+
+def test_infinite_energy_is_never_entered():
+    x = HMC(0.5, steps=5)(lambda x: torch.where(x[:, 0] < 0, torch.inf, 1.0) + 0 * x[:, 0], torch.ones(100, 1))
+    assert (x >= 0).all()
+    assert Euclidean().bounce(x)[1] == 1
