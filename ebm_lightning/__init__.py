@@ -1,17 +1,22 @@
 """Any classifier as a joint energy model, in an ordinary Lightning project."""
 
-from ebm_lightning.callbacks import Calibration, OODDetection, SampleGrid
+from ebm_lightning.callbacks import AISLogZ, Calibration, OODDetection, SampleGrid
 from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
 from ebm_lightning.energies import JointEnergy
 from ebm_lightning.modules import JEM, ConditionalEBM
-from ebm_lightning.samplers import SGLD, Sampler
+from ebm_lightning.partition import LogZ, ais, exact_log_z, reverse_ais
+from ebm_lightning.samplers import GHMC, HMC, MALA, SGLD, Sampler
 from ebm_lightning.supports import Box, Euclidean, Gaussian, Support
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GHMC",
+    "HMC",
     "JEM",
+    "MALA",
     "SGLD",
+    "AISLogZ",
     "Box",
     "Calibration",
     "Chains",
@@ -20,10 +25,14 @@ __all__ = [
     "Euclidean",
     "Gaussian",
     "JointEnergy",
+    "LogZ",
     "OODDetection",
     "ReplayBuffer",
     "SampleGrid",
     "Sampler",
     "Support",
     "SupportInit",
+    "ais",
+    "exact_log_z",
+    "reverse_ais",
 ]

@@ -6,10 +6,12 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from ebm_lightning import Calibration, OODDetection, ReplayBuffer, SampleGrid
+from ebm_lightning import JEM, AISLogZ, Calibration, OODDetection, ReplayBuffer, SampleGrid
 from ebm_lightning.networks import ConvNet
 from ebm_lightning.supports import Box
 from tests.helpers import batches, jem, trainer, weights
+
+ESTIMATE = AISLogZ(1, temperatures=20, chains=137, chunk_size=11)  # 13 islands: uneven shares
 
 
 class Report(L.Callback):
@@ -27,12 +29,16 @@ class Report(L.Callback):
         torch.save(metrics, self.folder / f"metrics-{trainer.global_rank}.pt")
 
 
+def ddp_module() -> JEM:
+    net, box = ConvNet((1, 4, 4), 3, 4), Box(-1, 1, (1, 4, 4))
+    return jem(net, support=box, chains=ReplayBuffer(21), seed=None, class_conditional_weight=1.0)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     L.seed_everything(42)  # the same for every rank: chains must differ all the same
-    net, box = ConvNet((1, 4, 4), 3, 4), Box(-1, 1, (1, 4, 4))
-    module = jem(net, support=box, chains=ReplayBuffer(21), seed=None, class_conditional_weight=1.0)
-    callbacks = [Report(folder), Calibration(), OODDetection(), SampleGrid(1)]
+    module = ddp_module()
+    callbacks = [Report(folder), Calibration(), OODDetection(), SampleGrid(1), ESTIMATE]
     t = trainer(folder, devices=2, strategy="ddp", callbacks=callbacks)
     loader = batches(33, 8, (1, 4, 4))
     t.fit(module, loader, loader)

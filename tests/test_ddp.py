@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.ddp_script import ESTIMATE, ddp_module
+from tests.helpers import trainer
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -40,3 +43,12 @@ def test_metrics_are_of_all_ranks_together(ranks):
     *_, (a, b) = ranks
     for name in ("test/accuracy", "test/ece", "ood/noise/auroc", "ood/transposed/auroc"):
         assert a[name] == b[name], name
+
+
+def test_two_ranks_give_the_log_z_of_one(ranks, tmp_path):
+    rank, _, (a, b) = ranks
+    module = ddp_module()
+    torch.nn.utils.vector_to_parameters(rank["weights"], module.parameters())
+    alone = ESTIMATE.estimate(trainer(tmp_path), module.eval())
+    assert a["ais/log_z"] == b["ais/log_z"] == pytest.approx(alone.log_z, abs=1e-5)
+    assert a["ais/std_err"] == pytest.approx(alone.std_err, abs=1e-5)

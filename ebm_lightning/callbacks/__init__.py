@@ -1,7 +1,8 @@
 """Callbacks that look at a model in training or test, and never touch it."""
 
+from ebm_lightning.callbacks.ais_log_z import AISLogZ
 from ebm_lightning.callbacks.calibration import Calibration
 from ebm_lightning.callbacks.ood_detection import OODDetection
 from ebm_lightning.callbacks.sample_grid import SampleGrid
 
-__all__ = ["Calibration", "OODDetection", "SampleGrid"]
+__all__ = ["AISLogZ", "Calibration", "OODDetection", "SampleGrid"]
