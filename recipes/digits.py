@@ -8,6 +8,7 @@ import functools
 import json
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +17,9 @@ import torch
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from tqdm import tqdm
 
-from ebm_lightning import JEM, SGLD, Calibration, OODDetection, ReplayBuffer, SampleGrid
+from ebm_lightning import JEM, SGLD, AISLogZ, Calibration, OODDetection, ReplayBuffer, SampleGrid
 from ebm_lightning.data import Digits
 from ebm_lightning.networks import ConvNet
 
@@ -43,6 +45,8 @@ def main(
     buffer_size: int = 2000,
     reinit_prob: float = 0.05,
     ood: tuple[OODName, ...] = OOD,
+    ais_temperatures: int = 250,
+    ais_chains: int = 500,
     log_checkpoint: bool = False,
     progress_bar: bool = True,
 ) -> dict[str, float]:
@@ -65,12 +69,17 @@ def main(
         buffer_size: Number of persistent chains.
         reinit_prob: Probability that a chain starts anew from uniform noise.
         ood: Sets held against the test images, scored by log p(x).
+        ais_temperatures: Steps of the annealing that estimates log Z at test.
+        ais_chains: Its chains.
         log_checkpoint: Send the checkpoint to W&B as an artifact.
         progress_bar: Show a progress bar with the energies of data and negatives.
     """
     start = time.time()
     folder = _folder(output)
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
+
+    def bar(loop: Iterable[int]) -> Iterable[int]:
+        return tqdm(loop, "annealing", disable=not progress_bar, leave=False)
 
     def run(name: str, weight: float, directory: Path) -> dict[str, float]:
         L.seed_everything(seed, verbose=False)
@@ -94,6 +103,7 @@ def main(
             EMAWeightAveraging(decay=0.99),
             Calibration(directory=directory),
             OODDetection(ood, directory=directory),
+            AISLogZ(0, ais_temperatures, ais_chains, num_levels=data.num_levels, directory=directory, progress=bar),
             ModelCheckpoint(
                 directory / "checkpoints", filename="model", enable_version_counter=False, save_on_train_epoch_end=True
             ),

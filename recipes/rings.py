@@ -1,6 +1,6 @@
 """A joint energy model of rings in the plane, where everything can be checked: ``python recipes/rings.py``.
 
-Trains at temperature 1, computes log Z by quadrature, and draws the learnt density beside the data's.
+Trains at temperature 1, computes log Z by quadrature and by annealing, and draws the learnt density beside the data's.
 """
 
 import functools
@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ebm_lightning import JEM, SGLD, ReplayBuffer
+from ebm_lightning import JEM, SGLD, ReplayBuffer, ais
 from ebm_lightning.data import Rings
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import quadrature
@@ -110,12 +110,16 @@ def measure(module: JEM, data: Rings, samples: Tensor) -> dict[str, float]:
     """Energies, the exact log Z, and log-likelihoods of the test points under the model and under the truth."""
     x, _ = data.test.tensors
     log_z = quadrature(module.energy, data.support)
+    annealed = ais(module.energy, data.support, generator=make_generator(0, "rings log Z"))
     with torch.no_grad():
         energy = module.energy(x).mean().item()
         return {
             "energy_data": energy,
             "energy_samples": module.energy(samples).mean().item(),
             "log_z": log_z,
+            "ais/log_z": annealed.log_z,
+            "ais/std_err": annealed.std_err,
+            "ais/ess": annealed.ess,
             "log_likelihood": -energy - log_z,
             "log_likelihood_truth": data.log_prob(x).mean().item(),
         }

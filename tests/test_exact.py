@@ -6,9 +6,11 @@ from torch import nn
 
 from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits
 from ebm_lightning.networks import MLP
-from ebm_lightning.partition import enumeration, exact_log_z, quadrature, rbm_log_z
+from ebm_lightning.partition import enumeration, exact_log_z, quadrature, rbm_ais, rbm_log_z
 from ebm_lightning.partition.exact import linear_log_z
+from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Box, Euclidean
+from tests.conftest import z_score
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -84,3 +86,21 @@ def test_rbm_against_the_sum_over_both_layers(shape, seed):
 def test_what_is_not_known_is_refused(action, message):
     with pytest.raises(ValueError, match=message):
         action()
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_block_gibbs_annealing_of_an_rbm(with_data, seed):
+    w, b, c = 0.7 * torch.randn(12, 8), torch.randn(12), torch.randn(8)
+    mean = torch.rand(12) if with_data else None
+    result = rbm_ais(w, b, c, data_mean=mean, temperatures=300, chains=200, generator=make_generator(seed, "rbm"))
+    assert abs(result.log_z - rbm_log_z(w, b, c)) < 5 * result.std_err + 1e-3
+    assert result.std_err < 0.1
+
+
+def test_rbm_weights_are_unbiased_with_one_temperature(seed):
+    w, b, c = 0.5 * torch.randn(6, 4), torch.randn(6), torch.randn(4)
+    truth = rbm_log_z(w, b, c)
+    result = rbm_ais(w, b, c, temperatures=2, chains=20_000, generator=make_generator(seed, "rbm"))
+    assert z_score((result.log_weights - truth).exp(), 1.0) < 5
+    with pytest.raises(ValueError, match="'data_mean' should be in"):
+        rbm_ais(w, b, c, data_mean=torch.full((6,), 2.0))

@@ -1,6 +1,8 @@
 import copy
 import functools
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -204,6 +206,14 @@ def test_hyperparameters_reload_with_weights_only(tmp_path):
     assert module.hparams["implied_temperature"] == pytest.approx(5e-4)
     x = torch.randn(5, 4)
     assert torch.equal(again.energy(x), module.energy(x))
+
+
+def test_a_fresh_process_reloads(tmp_path):
+    t = trainer(tmp_path)
+    t.fit(jem(), batches())
+    t.save_checkpoint(tmp_path / "m.ckpt")
+    code = f"from ebm_lightning import JEM; JEM.load_from_checkpoint({str(tmp_path / 'm.ckpt')!r}, weights_only=True)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 def test_a_foreign_network_is_asked_for_on_reload(tmp_path):

@@ -17,6 +17,9 @@ SETS = ("noise", "shuffled", "inverted", "transposed", "flipped", "interpolated"
 KEYS = {"test/accuracy", "test/nll", "test/ece", *(f"ood/{name}/auroc" for name in SETS)}
 
 
+AIS = ("--ais_temperatures", "5", "--ais_chains", "20")
+
+
 def run(folder: Path, recipe: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     command = [sys.executable, str(RECIPES / recipe), *arguments]
@@ -26,7 +29,9 @@ def run(folder: Path, recipe: str, *arguments: str) -> subprocess.CompletedProce
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("digits")
-    (folder / "run.yaml").write_text("epochs: 2\nwidth: 4\nstep_size: 0.2\nsteps: 2\n")
+    (folder / "run.yaml").write_text(
+        "epochs: 2\nwidth: 4\nstep_size: 0.2\nsteps: 2\nais_temperatures: 5\nais_chains: 20\n"
+    )
     done = run(folder, "digits.py", "--config", "run.yaml", "--seed", "3")
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "digits-0", done.stdout + done.stderr
@@ -38,7 +43,12 @@ def test_digits_writes_one_folder_with_everything(digits):
     assert set(metrics) >= KEYS | {f"baseline/{key}" for key in KEYS} | {"seconds"}
     assert all(isinstance(value, float) for value in metrics.values())
     pictures = {p.name for p in folder.glob("*.png")}
-    assert pictures == {"samples-chains.png", "test-reliability.png", *(f"ood-{name}.png" for name in SETS)}
+    assert pictures == {
+        "samples-chains.png",
+        "test-reliability.png",
+        "ais-ess.png",
+        *(f"ood-{name}.png" for name in SETS),
+    }
     assert JEM.load_from_checkpoint(folder / "checkpoints" / "model.ckpt", weights_only=True).sampler.step_size == 0.2
 
 
@@ -48,6 +58,19 @@ def test_digits_shows_both_models_and_the_energies(digits):
     assert len(line.split()) == 3
     assert "train/energy_pos=" in printed
     assert "train/energy_neg=" in printed
+
+
+def test_log_z_of_a_checkpoint(digits, tmp_path):
+    folder, _ = digits
+    checkpoint = (folder / "checkpoints" / "model.ckpt").resolve()
+    arguments = ("--checkpoint", str(checkpoint), "--temperatures", "9", "--chains", "40", "--output", "out")
+    done = run(tmp_path, "estimate_log_z.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "out" / "log_z.json").read_text())
+    assert figures["interval"][0] < figures["log_z"] < figures["interval"][1]
+    assert len(figures["prior"]) == 10
+    assert ("UNRELIABLE" in done.stdout) is not figures["reliable"]
+    assert (tmp_path / "out" / "ess.png").exists()
 
 
 def test_digits_never_writes_over_results(digits):
@@ -86,7 +109,9 @@ def test_bad_options_name_themselves(tmp_path, arguments, message):
 
 
 def test_generative_weight_zero_is_the_baseline(tmp_path):
-    done = run(tmp_path, "digits.py", "--epochs", "1", "--width", "4", "--generative_weight", "0", "--output", "out")
+    done = run(
+        tmp_path, "digits.py", "--epochs", "1", "--width", "4", "--generative_weight", "0", "--output", "out", *AIS
+    )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert all(metrics[key] == metrics[f"baseline/{key}"] for key in KEYS)
@@ -96,6 +121,7 @@ def test_rings_records_log_z(tmp_path):
     done = run(tmp_path, "rings.py", "--epochs", "1", "--output", "out")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert abs(metrics["ais/log_z"] - metrics["log_z"]) < 6 * metrics["ais/std_err"] + 1e-3
     assert {"log_z", "energy_data", "energy_samples", "seconds"} <= set(metrics)
     assert metrics["log_likelihood"] == pytest.approx(-metrics["energy_data"] - metrics["log_z"])
     assert (tmp_path / "out" / "density.png").exists()

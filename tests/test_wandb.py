@@ -39,6 +39,7 @@ def key(item: Any) -> str:
 def run(tmp_path_factory) -> tuple[Path, list[Record]]:
     folder = tmp_path_factory.mktemp("wandb")
     arguments = ["--epochs", "2", "--width", "4", "--steps", "2", "--output", "out"]
+    arguments += ["--ais_temperatures", "5", "--ais_chains", "20"]
     command = [sys.executable, str(ROOT / "recipes" / "digits.py"), *arguments, "--logger", "wandb"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     environment.pop("WANDB_API_KEY", None)
@@ -72,13 +73,14 @@ def test_metrics_have_their_names(run):
     assert logged >= {
         "train/loss", "train/loss_clf", "train/loss_gen", "train/energy_pos", "train/energy_neg",
         "test/accuracy", "test/nll", "test/ece", "ood/noise/auroc", "ood/transposed/auroc",
+        "ais/log_z", "ais/std_err", "ais/ess", "ais/bits_per_dim",
     }  # fmt: skip
 
 
 def test_pictures_are_images(run):
     offline, log = run
     files = {key(item): json.loads(item.value_json) for r in log for item in r.history.item if "filenames" in key(item)}
-    for name in ("samples/chains", "test/reliability", "ood/noise"):
+    for name in ("samples/chains", "test/reliability", "ood/noise", "ais/ess"):
         (path,) = files[f"{name}.filenames"]
         assert (offline / "files" / path).stat().st_size > 500
 

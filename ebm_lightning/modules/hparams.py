@@ -5,6 +5,7 @@ same words as in a LightningCLI config, and ``rebuild`` makes the object again.
 """
 
 import functools
+import importlib.util
 import inspect
 import sys
 from pathlib import Path
@@ -41,7 +42,8 @@ def describe(value: Any) -> Any:
 def rebuild(value: Any, kind: type, argument: str, *, partial: bool = False) -> Any:
     """The object that a description stands for; anything that is no description comes back as it is.
 
-    Only subclasses of ``kind`` from modules already imported are built: a checkpoint cannot run code of its own.
+    Only subclasses of ``kind`` are built, from this library, from torch, or from modules already imported: a checkpoint
+    cannot run code of its own.
 
     Arguments:
         value: An object, or its description.
@@ -55,6 +57,8 @@ def rebuild(value: Any, kind: type, argument: str, *, partial: bool = False) -> 
     if not isinstance(value, dict) or "class_path" not in value:
         return value
     module, _, name = str(value["class_path"]).rpartition(".")
+    if module.split(".")[0] in ("ebm_lightning", "torch") and importlib.util.find_spec(module):
+        importlib.import_module(module)
     cls = getattr(sys.modules.get(module), name, None)
     if value.get("init_args") is None or not (isinstance(cls, type) and issubclass(cls, kind)):
         raise ValueError(

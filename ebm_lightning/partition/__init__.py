@@ -2,8 +2,10 @@
 
 from ebm_lightning.partition.ais import ais, bracket, reverse_ais
 from ebm_lightning.partition.exact import enumeration, exact_log_z, quadrature, rbm_log_z
+from ebm_lightning.partition.laplace import laplace_log_z
 from ebm_lightning.partition.log_z import LogZ
 from ebm_lightning.partition.proposals import Normal, Proposal, Reference
+from ebm_lightning.partition.rbm import rbm_ais
 
 __all__ = [
     "LogZ",
@@ -14,7 +16,9 @@ __all__ = [
     "bracket",
     "enumeration",
     "exact_log_z",
+    "laplace_log_z",
     "quadrature",
+    "rbm_ais",
     "rbm_log_z",
     "reverse_ais",
 ]
