@@ -45,8 +45,8 @@ def main(
     buffer_size: int = 2000,
     reinit_prob: float = 0.05,
     ood: tuple[OODName, ...] = OOD,
-    ais_temperatures: int = 250,
-    ais_chains: int = 500,
+    ais_temperatures: int = 150,
+    ais_chains: int = 200,
     log_checkpoint: bool = False,
     progress_bar: bool = True,
 ) -> dict[str, float]:

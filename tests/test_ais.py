@@ -13,8 +13,9 @@ from torch import nn
 
 from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits
 from ebm_lightning.networks import MLP
-from ebm_lightning.partition import Normal, ais, bracket, exact_log_z, quadrature, reverse_ais
-from ebm_lightning.partition.ais import island_sizes
+from ebm_lightning.partition import Normal, Reference, ais, bracket, exact_log_z, quadrature, reverse_ais
+from ebm_lightning.partition.ais import make_plan
+from ebm_lightning.partition.islands import combine, island_sizes, run_islands
 from ebm_lightning.partition.log_z import log_mean_exp, student_quantile
 from ebm_lightning.samplers import GHMC, HMC, MALA
 from ebm_lightning.streams import make_generator
@@ -178,9 +179,6 @@ def test_too_few_temperatures_say_so(seed):
 
 def test_the_estimate_does_not_depend_on_where_islands_run(seed):
     """Each island has a stream of its own, so order, ranks and neighbours do not matter."""
-    from ebm_lightning.partition.ais import combine, make_plan, run_islands
-    from ebm_lightning.partition.proposals import Reference
-
     energy, cpu = net(), torch.device("cpu")
     proposal, kernel = Reference(PLANE), GHMC()
     plan = make_plan(energy, PLANE, proposal, kernel, 30, "adaptive", seed, cpu)

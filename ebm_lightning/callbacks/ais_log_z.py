@@ -13,7 +13,8 @@ from torch import Tensor
 from ebm_lightning.callbacks.evaluation import Evaluation, Stage
 from ebm_lightning.callbacks.pictures import publish
 from ebm_lightning.modules import ConditionalEBM
-from ebm_lightning.partition.ais import Progress, combine, integrable, island_sizes, make_plan, run_islands
+from ebm_lightning.partition.ais import integrable, make_plan
+from ebm_lightning.partition.islands import Progress, combine, island_sizes, run_islands
 from ebm_lightning.partition.log_z import LogZ
 from ebm_lightning.partition.plan import Plan, Schedule
 from ebm_lightning.partition.proposals import Proposal, Reference

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ebm_lightning.partition.ais import Island, combine, island_sizes, stream_of
+from ebm_lightning.partition.ais import stream_of
+from ebm_lightning.partition.islands import Island, combine, island_sizes
 from ebm_lightning.partition.log_z import LogZ, effective_share
 from ebm_lightning.partition.plan import Plan
 from ebm_lightning.samplers import MALA
