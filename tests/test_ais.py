@@ -5,6 +5,7 @@ twice, resampling that forgets its log Z, and the mean of log w; equal seeds for
 64-D Gaussian.
 """
 
+import dataclasses
 import math
 
 import pytest
@@ -56,6 +57,48 @@ def test_weights_are_unbiased_however_few_temperatures(resample, temperatures, s
     )  # fmt: skip
     islands = (result.log_weights.view(300, 20) - truth).exp().mean(1)
     assert z_score(islands, 1.0) < 5
+
+
+def far_modes(dimensions: int = 16) -> JointEnergy:
+    """Modes that the straight path from N(0, 4 I) thins out by their distance from 0."""
+    means = torch.zeros(3, dimensions)
+    means[0, 0], means[1, 1], means[2, 2] = 4.0, 6.0, 8.0
+    return JointEnergy(MixtureLogits(means, 0.7), Euclidean((dimensions,)))
+
+
+WIDE = Normal(torch.zeros(16), torch.full((16,), 2.0))
+
+
+@pytest.mark.parametrize("temperatures", [2, 8])
+def test_weights_are_unbiased_on_a_path_that_lets_go_early(temperatures, seed):
+    energy, kernel, cpu = JointEnergy(MLP(2, 3, (8,)), Gaussian(0.5, 0.7, (2,))), GHMC(), torch.device("cpu")
+    truth, proposal = quadrature(energy, Box(-6, 6, (2,))), Normal(torch.zeros(2), torch.ones(2))
+    plan = make_plan(energy, energy.support, proposal, kernel, temperatures, "linear", seed, cpu)
+    plan = dataclasses.replace(plan, release=8.0)
+    sizes = dict.fromkeys(range(300), 20)
+    islands = run_islands(energy, energy.support, proposal, kernel, plan, sizes, seed, cpu, True)
+    means = torch.stack([(island.log_weights - truth).exp().mean() for island in islands.values()])
+    assert z_score(means, 1.0) < 5
+
+
+def test_a_pilot_lets_go_early_where_modes_are_far_and_not_where_tails_are_heavy(seed):
+    """A straight path starves the mode at 8; one let go early would lose Student's tails."""
+    cpu = torch.device("cpu")
+
+    def student(x):
+        return 18.5 * torch.log1p(x.square().sum(1) / 5)  # t with 5 degrees of freedom in 32 dimensions
+
+    heavy = Normal(torch.zeros(32), torch.ones(32))
+    far = far_modes()
+    assert make_plan(far, far.support, WIDE, GHMC(), 5, "adaptive", seed, cpu).release == 8
+    assert make_plan(student, Euclidean((32,)), heavy, GHMC(), 5, "adaptive", seed, cpu).release == 1
+
+
+def test_far_modes_are_all_counted(seed):
+    energy = far_modes()
+    result = ais(energy, energy.support, proposal=WIDE, temperatures=200, generator=make_generator(seed, "ais"))
+    assert abs(result.log_z) < 0.3
+    assert (result.prior - 1 / 3).abs().max() < 0.15
 
 
 @pytest.mark.parametrize("kernel", [GHMC(), HMC(leapfrogs=3), MALA()], ids=lambda k: type(k).__name__)

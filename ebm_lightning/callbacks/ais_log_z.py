@@ -135,12 +135,12 @@ class AISLogZ(Evaluation):
         sizes = dict(enumerate(island_sizes(self.chains, self.chunk_size)))
         mine = {k: n for k, n in sizes.items() if k % world == rank}
         with torch.autocast(device.type, enabled=False):
+            if not integrable(energy, support, proposal, make_generator(self.seed, "rays", device=device)):
+                return LogZ(math.nan, math.nan, 0.0, integrable=False, reliable=False)
             plan = make_plan(
                 energy, support, proposal, self.kernel, self.temperatures, self.schedule, self.seed, device
             )
             plan = share(plan)
-            if not integrable(energy, support, proposal, make_generator(self.seed, "rays", device=device)):
-                return LogZ(math.nan, math.nan, 0.0, integrable=False, reliable=False)
             islands = run_islands(
                 energy, support, proposal, self.kernel, plan, mine, self.seed, device, self.resample, self.progress
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 from ebm_lightning.energies import Energy
 from ebm_lightning.partition.islands import EFFECTIVE_CHAINS, Progress, combine, island_sizes, run_islands
 from ebm_lightning.partition.log_z import LogZ, effective_share, log_mean_exp
-from ebm_lightning.partition.plan import Plan, Schedule, run_pilot
+from ebm_lightning.partition.plan import Plan, Schedule, choose_path
 from ebm_lightning.partition.proposals import Proposal, Reference
 from ebm_lightning.samplers import GHMC, HMC, eval_mode, quiet
 from ebm_lightning.samplers.hmc import Tempered, hamiltonian_move
@@ -35,8 +35,10 @@ def ais(
 ) -> LogZ:
     r"""log Z of exp(-E) on the support, with its error, by annealing from a normalised q_0.
 
-    .. math:: \log p_\beta = (1 - \beta) \log q_0 - \beta E, \qquad
-        \log w = \sum_t (\beta_t - \beta_{t-1}) \, (-E(x_{t-1}) - \log q_0(x_{t-1})), \qquad \mathbb{E}[w] = Z
+    .. math:: \log p_\beta = (1 - \beta)^r \log q_0 - \beta E, \qquad
+        \log w = \sum_t \log \frac{p_{\beta_t}(x_{t-1})}{p_{\beta_{t-1}}(x_{t-1})}, \qquad \mathbb{E}[w] = Z
+
+    A pilot picks r: 1, or 8, which lets go of q_0 early, where that makes the path hardly longer.
 
     Works under ``no_grad`` and in inference mode, and leaves modules and the global random state as they were. Under
     bfloat16 it gives the log Z of the rounded model.
@@ -67,11 +69,9 @@ def ais(
     if temperatures < 1:
         raise ValueError(f"'temperatures' should be at least 1, got {temperatures}.")
     seed, device = stream_of(generator)
-    plan = make_plan(energy, support, proposal, kernel, temperatures, schedule, seed, device)
     if not integrable(energy, support, proposal, make_generator(seed, "rays", device=device)):
-        return LogZ(
-            math.nan, math.nan, 0.0, integrable=False, reliable=False, gradient_evaluations=plan.gradient_evaluations
-        )
+        return LogZ(math.nan, math.nan, 0.0, integrable=False, reliable=False)
+    plan = make_plan(energy, support, proposal, kernel, temperatures, schedule, seed, device)
     islands = run_islands(
         energy, support, proposal, kernel, plan, dict(enumerate(sizes)), seed, device, resample, progress
     )
@@ -114,14 +114,14 @@ def reverse_ais(
     rng = make_generator(seed, "reverse", device=device)
     with quiet(energy), torch.inference_mode(False), torch.no_grad():
         x = samples.to(device).clone()
-        target = Tempered(energy, proposal, 1.0)
+        target = Tempered(energy, proposal, 1.0, plan.release)
         phase = target.at(x, torch.randn(x.shape, generator=rng, device=device, dtype=x.dtype))
         log_w = torch.zeros(len(x), dtype=torch.float64, device=device)
         steps, betas = plan.steps.to(device=device, dtype=x.dtype), plan.betas.tolist()
         for t in range(temperatures, 0, -1):
             target.beta = betas[t]
             phase, _ = hamiltonian_move(target, phase, steps[t - 1], support, kernel, rng)
-            log_w = log_w + (betas[t] - betas[t - 1]) * (-phase.energy - phase.log_q)
+            log_w = log_w - target.log_ratio(phase, betas[t - 1])
     log_w = log_w.cpu()
     ess = effective_share(-log_w)
     std_err = math.sqrt(max(0.0, (1 / ess - 1) / len(x)))
@@ -160,10 +160,9 @@ def make_plan(
     seed: int,
     device: torch.device,
 ) -> Plan:
-    """The frozen path, from a pilot with a stream of its own."""
-    generator = make_generator(seed, "pilot", device=device)
+    """The frozen path, from pilots with a stream of their own."""
     with quiet(energy), torch.inference_mode(False), torch.no_grad():
-        pilot = run_pilot(energy, support, proposal, kernel, PILOT_CHAINS, generator)
+        pilot = choose_path(energy, support, proposal, kernel, PILOT_CHAINS, seed, device)
     return pilot.plan(temperatures, schedule)
 
 
@@ -178,8 +177,10 @@ def integrable(energy: Energy, support: Support, proposal: Proposal, generator: 
         start = proposal.sample(256, generator)
         ray = torch.randn(start.shape, generator=generator, device=start.device)
         ray = ray / ray.flatten(1).norm(dim=1).view(-1, *[1] * (ray.ndim - 1)) * start.flatten(1).norm(dim=1).mean()
-        rise = energy(1e3 * ray).double() - energy(1e2 * ray).double()
-    return bool((rise > ray[0].numel() * math.log(10)).all())
+        near, far = energy(1e2 * ray).double(), energy(1e3 * ray).double()
+    if far.isnan().any() or near.isnan().any():
+        raise ValueError("'energy' should be finite inside the support, got NaN far from the origin.")
+    return bool(((far - near > ray[0].numel() * math.log(10)) | (near == math.inf)).all())
 
 
 def stream_of(generator: torch.Generator | None) -> tuple[int, torch.device]:

@@ -93,15 +93,14 @@ def anneal(
     """One island of ``n`` chains from q_0 to the model."""
     with quiet(energy), torch.inference_mode(False), torch.no_grad():
         x = proposal.sample(n, generator)
-        target = Tempered(energy, proposal, 0.0)
+        target = Tempered(energy, proposal, 0.0, plan.release)
         phase = target.at(x, torch.randn(x.shape, generator=generator, device=x.device))
         log_w = torch.zeros(n, dtype=torch.float64, device=x.device)
         log_z = torch.zeros((), dtype=torch.float64, device=x.device)
         curve, acceptance = [], []
         steps = plan.steps.to(device=x.device, dtype=x.dtype)
-        path = zip(steps, plan.betas.diff().tolist(), plan.betas[1:].tolist(), ticks, strict=False)
-        for step, delta, beta, _ in path:
-            log_w = log_w + delta * (-phase.energy - phase.log_q)
+        for step, beta, _ in zip(steps, plan.betas[1:].tolist(), ticks, strict=False):
+            log_w = log_w + target.log_ratio(phase, beta)
             curve.append(effective_share(log_w))
             if math.isnan(curve[-1]):
                 raise ValueError(f"'energy' should be finite inside the support, got NaN at beta {beta:.4f}.")

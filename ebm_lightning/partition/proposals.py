@@ -12,6 +12,8 @@ from ebm_lightning.supports import Box, Support
 class Proposal(ABC):
     """A normalised density q_0 on the model's support."""
 
+    uniform = False
+
     @abstractmethod
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log q_0(x), shape (N,), float64, in nats, and its gradient, shape (N, *shape)."""
@@ -38,9 +40,10 @@ class Reference(Proposal):
                 "Normal.fit(data), or train on a Box or Gaussian support."
             )
         self.support = support
+        self.uniform = isinstance(support, Box)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(self.support, Box):
+        if self.uniform:
             return torch.full((len(x),), -self.support.log_mass, dtype=torch.float64, device=x.device), 0 * x
         with torch.enable_grad():
             x = x.detach().requires_grad_()

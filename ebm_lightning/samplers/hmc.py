@@ -43,18 +43,22 @@ class Phase(NamedTuple):
 class Tempered:
     r"""The target between a normalised reference q and the model.
 
-    .. math:: \log p_\beta(x) = (1 - \beta) \log q(x) - \beta E(x) + const
+    .. math:: \log p_\beta(x) = (1 - \beta)^r \log q(x) - \beta E(x) + const
 
     Arguments:
         energy: Maps (N, *shape) to (N,).
         reference: log q and its gradient; may be left out where ``beta`` is 1.
         beta: Inverse temperature of the path, in [0, 1].
+        release: r, at least 1: the larger, the earlier the reference lets go.
     """
 
-    def __init__(self, energy: Energy, reference: Reference | None = None, beta: float = 1.0) -> None:
+    def __init__(
+        self, energy: Energy, reference: Reference | None = None, beta: float = 1.0, release: float = 1.0
+    ) -> None:
         self.energy = energy
         self.reference = reference
         self.beta = beta
+        self.release = release
 
     def at(self, x: Tensor, v: Tensor) -> Phase:
         """The chains at ``x``: one evaluation of the energy and its gradient."""
@@ -65,12 +69,21 @@ class Tempered:
 
     def potential(self, phase: Phase) -> Tensor:
         """-log p_beta, shape (N,), float64."""
-        return self.beta * phase.energy - (1 - self.beta) * phase.log_q
+        return self.beta * phase.energy - self._hold(self.beta) * phase.log_q
 
     def gradient(self, phase: Phase) -> Tensor:
         if self.beta == 1:
             return phase.gradient
-        return self.beta * phase.gradient - (1 - self.beta) * phase.log_q_gradient
+        return self.beta * phase.gradient - self._hold(self.beta) * phase.log_q_gradient
+
+    def log_ratio(self, phase: Phase, beta: float) -> Tensor:
+        """log of unnormalised p at ``beta`` over p at ``self.beta``, shape (N,), float64."""
+        hold = self._hold(beta) - self._hold(self.beta)
+        return (self.beta - beta) * phase.energy + hold * phase.log_q
+
+    def _hold(self, beta: float) -> float:
+        """The power of the reference."""
+        return (1 - beta) ** self.release
 
 
 def hamiltonian_move(
