@@ -1,6 +1,13 @@
 """Any classifier as a joint energy model, in an ordinary Lightning project."""
 
-from ebm_lightning.callbacks import AISLogZ, Calibration, OODDetection, SampleGrid
+from ebm_lightning.callbacks import (
+    AISLogZ,
+    Calibration,
+    ChainDiagnostics,
+    DivergenceGuard,
+    OODDetection,
+    SampleGrid,
+)
 from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
 from ebm_lightning.energies import JointEnergy
 from ebm_lightning.modules import JEM, ConditionalEBM
@@ -19,9 +26,11 @@ __all__ = [
     "AISLogZ",
     "Box",
     "Calibration",
+    "ChainDiagnostics",
     "Chains",
     "ConditionalEBM",
     "DataInit",
+    "DivergenceGuard",
     "Euclidean",
     "Gaussian",
     "JointEnergy",

@@ -42,6 +42,9 @@ class Chains(ABC):
     def store(self, index: Tensor | None, x: Tensor) -> None:  # noqa: B027 (most chains keep nothing)
         """Keep the ends ``x`` of the chains drawn from the slots ``index``. Nothing by default."""
 
+    def restart(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:  # noqa: B027
+        """Start the chains of the slots ``index`` anew. Nothing by default."""
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -134,6 +137,11 @@ class ReplayBuffer(Chains):
             raise ValueError("'index' should be the slots that 'draw' returned, got None.")
         self.x[index] = x.detach().to(self.x.dtype)
         self.age[index] += 1
+
+    def restart(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:
+        if index is not None and self.support is not None:
+            self.x[index] = self.support.sample(len(index), generator=generator)
+            self.age[index] = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"x": self.x.clone(), "age": self.age.clone()}

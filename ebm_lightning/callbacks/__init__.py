@@ -1,8 +1,10 @@
-"""Callbacks that look at a model in training or test, and never touch it."""
+"""Callbacks that look at a model in training or test and never touch it, and one that rescues it."""
 
 from ebm_lightning.callbacks.ais_log_z import AISLogZ
 from ebm_lightning.callbacks.calibration import Calibration
+from ebm_lightning.callbacks.chain_diagnostics import ChainDiagnostics
+from ebm_lightning.callbacks.divergence_guard import DivergenceGuard
 from ebm_lightning.callbacks.ood_detection import OODDetection
 from ebm_lightning.callbacks.sample_grid import SampleGrid
 
-__all__ = ["AISLogZ", "Calibration", "OODDetection", "SampleGrid"]
+__all__ = ["AISLogZ", "Calibration", "ChainDiagnostics", "DivergenceGuard", "OODDetection", "SampleGrid"]

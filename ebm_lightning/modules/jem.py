@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ebm_lightning.chains import Chains, ReplayBuffer
 from ebm_lightning.modules.conditional import ConditionalEBM, LRSchedulerCallable, OptimizerCallable
 from ebm_lightning.modules.hparams import rebuild
-from ebm_lightning.samplers import SGLD, Sampler, eval_mode
+from ebm_lightning.samplers import SGLD, Sampler, State, eval_mode
 from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Support
 
@@ -88,8 +88,10 @@ class JEM(ConditionalEBM):
         self.class_chains = copy.deepcopy(self.chains)
         self.seed = seed
         self.generator: torch.Generator | None = None
+        self.last_move: State | None = None
+        self._last_slots: tuple[Chains, Tensor | None] | None = None
         self._restored: dict[str, Any] | None = None
-        self._energies: tuple[Tensor | float, Tensor | float] = (math.nan, math.nan)
+        self.last_energies: tuple[Tensor, Tensor] | None = None
 
     # The terms of the loss: override these.
 
@@ -121,9 +123,24 @@ class JEM(ConditionalEBM):
         chains = self.chains if y is None else self.class_chains
         energy = self.energy if y is None else functools.partial(self.energy, y=y)
         start, index = chains.draw(len(x), y, self.generator, data=x)
-        x_neg = self.sampler(energy, start, support=self.support, generator=self.generator)
-        chains.store(index, x_neg)
-        return x_neg
+        self.last_move = self.sampler.run(energy, start, support=self.support, generator=self.generator)
+        chains.store(index, self.last_move.x)
+        self._last_slots = chains, index
+        return self.last_move.x
+
+    def restart_chains(self, attempt: int, factor: float = 1.0) -> None:
+        """After a divergence: the chains that moved last start anew, the sampler is reseeded and its step shortened.
+
+        Arguments:
+            attempt: Numbers the stream of random numbers: never twice the same.
+            factor: By which the sampler's step is multiplied; the law that it aims at stays.
+        """
+        self.generator = self._make_generator("chains", attempt)
+        if self._last_slots is not None:
+            chains, index = self._last_slots
+            chains.restart(index, self.generator)
+        if factor != 1:
+            self.sampler = self.sampler.shortened(factor)
 
     # Lightning's hooks.
 
@@ -137,7 +154,7 @@ class JEM(ConditionalEBM):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.generator is not None:
             checkpoint["chains"] = {
-                "chains": [chains.state_dict() for chains, _ in self._running_chains()],
+                "chains": [chains.state_dict() for chains in self.running_chains()],
                 "generator": self.generator.get_state(),
                 "world_size": self.trainer.world_size,
             }
@@ -147,8 +164,7 @@ class JEM(ConditionalEBM):
 
     def start_chains(self) -> None:
         """Seed this rank's generator and start its chains. ``fit`` does it; a training loop of your own has to."""
-        seed = torch.initial_seed() if self.seed is None else self.seed
-        self.generator = make_generator(seed, self.global_rank, "chains", device=self.device)
+        self.generator = self._make_generator("chains")
         for chains, num_classes in self._running_chains():
             chains.setup(self.support, num_classes, self.generator)
 
@@ -178,9 +194,14 @@ class JEM(ConditionalEBM):
         return self.energy_l2 * 2 * logits.logsumexp(1).square().mean() if self.energy_l2 else logits.new_zeros(())
 
     def _watch(self, energy_pos: Tensor, energy_neg: Tensor) -> None:
-        self._energies = energy_pos.detach().mean(), energy_neg.detach().mean()
-        self.log("train/energy_pos", self._energies[0], prog_bar=True)
-        self.log("train/energy_neg", self._energies[1], prog_bar=True)
+        self.last_energies = energy_pos.detach().mean(), energy_neg.detach().mean()
+        self.log("train/energy_pos", self.last_energies[0], prog_bar=True)
+        self.log("train/energy_neg", self.last_energies[1], prog_bar=True)
+
+    def _make_generator(self, *stream: str | int) -> torch.Generator:
+        """This rank's, for the stream of that name."""
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        return make_generator(seed, self.global_rank, *stream, device=self.device)
 
     def _check_weights(self) -> None:
         names = ("conditional_weight", "generative_weight", "joint_weight", "class_conditional_weight")
@@ -189,6 +210,10 @@ class JEM(ConditionalEBM):
                 raise ValueError(f"'{name}' should be 0 or positive, got {getattr(self, name)}.")
         if not any(getattr(self, name) for name in names):
             raise ValueError("'conditional_weight' or a generative weight should be positive, got 0 for all of them.")
+
+    def running_chains(self) -> list[Chains]:
+        """The chains that some weight needs."""
+        return [chains for chains, _ in self._running_chains()]
 
     def _running_chains(self) -> list[tuple[Chains, int | None]]:
         """The chains that some weight needs, each with its number of classes if they keep a label."""
@@ -209,7 +234,7 @@ class JEM(ConditionalEBM):
         self.generator.set_state(state["generator"])
 
     def _blow_up(self, values: dict[str, Tensor]) -> str:
-        energy_pos, energy_neg = self._energies
+        energy_pos, energy_neg = self.last_energies or (math.nan, math.nan)
         return (
             f"{super()._blow_up(values)} The last mean energies were {float(energy_pos):.4g} of data and "
             f"{float(energy_neg):.4g} of negatives: if they ran apart, lower the sampler's 'step_size' or raise its "

@@ -19,11 +19,13 @@ class State(NamedTuple):
         x: Positions, shape (N, *shape), detached.
         energy: Energies before the step, shape (N,).
         gradient: Gradient of each chain's energy before the step, shape (N, *shape).
+        accepted: Whether each chain's move was accepted, shape (N,), bool; None for a kernel that accepts all.
     """
 
     x: Tensor
     energy: Tensor
     gradient: Tensor
+    accepted: Tensor | None = None
 
 
 class Sampler(ABC):
@@ -69,11 +71,20 @@ class Sampler(ABC):
         self, energy: Energy, x: Tensor, *, support: Support | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """The chains after all steps, shape (N, *shape), detached. Arguments as for :meth:`trajectory`."""
-        end = x
+        return self.run(energy, x, support=support, generator=generator).x
+
+    def run(
+        self, energy: Energy, x: Tensor, *, support: Support | None = None, generator: torch.Generator | None = None
+    ) -> State:
+        """Like the call, but returns all that is known of the last step."""
         with quiet(energy), torch.inference_mode(False), torch.no_grad():
             for state in self.transitions(energy, _own(x), support or Euclidean(), generator):
-                end = state.x
-        return end.detach()
+                last = state
+        return last
+
+    def shortened(self, factor: float) -> "Sampler":
+        """The same kernel, aimed at the same law, with its step ``factor`` times as long."""
+        raise NotImplementedError(f"{type(self).__name__} has no step that could be shortened.")
 
 
 def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ reversible; nothing is clamped.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -165,8 +165,11 @@ class HMC(Sampler):
         step = torch.tensor(self.step_size, dtype=x.dtype, device=x.device)
         phase = target.at(x, torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype))
         for _ in range(self.steps):
-            phase, _ = hamiltonian_move(target, phase, step, support, self, generator)
-            yield State(phase.x, phase.energy, phase.gradient)
+            phase, accepted = hamiltonian_move(target, phase, step, support, self, generator)
+            yield State(phase.x, phase.energy, phase.gradient, accepted)
+
+    def shortened(self, factor: float) -> "HMC":
+        return replace(self, step_size=self.step_size * factor)
 
 
 @dataclass(frozen=True)

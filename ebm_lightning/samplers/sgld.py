@@ -1,7 +1,7 @@
 """Stochastic gradient Langevin dynamics with the noise set apart from the step: the sampler of JEM."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -87,6 +87,10 @@ class SGLD(Sampler):
     def implied_temperature(self) -> float:
         """T = s^2 / (2 epsilon): the chains aim at exp(-E / T)."""
         return self.noise**2 / (2 * self.step_size)
+
+    def shortened(self, factor: float) -> "SGLD":
+        noise_std = None if self.noise_std is None else self.noise_std * factor**0.5
+        return replace(self, step_size=self.step_size * factor, noise_std=noise_std)
 
     def transitions(
         self, energy: Energy, x: Tensor, support: Support, generator: torch.Generator | None
