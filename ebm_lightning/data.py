@@ -5,6 +5,7 @@ Their training batches come in an order that a checkpoint can go on with, also f
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def dequantise(levels: Tensor, num_levels: int, support: Box, generator: torch.G
     return support.clamp(support.low + (support.high - support.low) * (levels + u) / num_levels)
 
 
-class EpochSampler(StatefulDistributedSampler):
+class EpochSampler(StatefulDistributedSampler):  # type: ignore[misc]  # torchdata is untyped
     """An order that is shuffled by (seed, epoch) and dealt to ranks, and that knows how far it has come.
 
     torchdata's sampler with its seed in its state: a process that resumes without ``seed_everything`` goes on in the
@@ -81,8 +82,8 @@ def resumable_loader(
 ) -> DataLoader[Any]:
     """Shuffled batches for training, the last incomplete one dropped, that a checkpoint can go on with.
 
-    Noise that the dataset adds goes on exactly too if it is drawn in this process; workers (``num_workers`` above 0) are
-    seeded anew, so that theirs does not.
+    Noise that the dataset adds goes on exactly too if it is drawn in this process; workers (``num_workers`` above 0)
+    are seeded anew, so that theirs does not.
 
     Arguments:
         dataset: Map-style, with a length.
@@ -93,17 +94,19 @@ def resumable_loader(
     """
     world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
     sampler = EpochSampler(dataset, world_size, rank)
-    return StatefulDataLoader(
-        dataset,
-        batch_size,
-        sampler=sampler,
-        drop_last=True,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        # A loader without one takes a number from the global random state whenever it starts, which a run that was
-        # interrupted does more often.
-        generator=make_generator(sampler.seed, rank, "workers"),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*set_vital")  # torchdata 0.11 on torch 2.15
+        return StatefulDataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            # A loader without one takes a number from the global random state whenever it starts, which a run that
+            # was interrupted does more often.
+            generator=make_generator(sampler.seed, rank, "workers"),
+        )
 
 
 class Dequantised(Dataset[tuple[Tensor, Tensor]]):
@@ -176,10 +179,11 @@ class Digits(L.LightningDataModule):
         return resumable_loader(self.train, self.batch_size, self.trainer, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.val, 256)
+        # With a generator of its own, a loader leaves the global random state to training.
+        return DataLoader(self.val, 256, generator=torch.Generator())
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.test, 256)
+        return DataLoader(self.test, 256, generator=torch.Generator())
 
 
 class Rings(L.LightningDataModule):
@@ -240,10 +244,10 @@ class Rings(L.LightningDataModule):
         return resumable_loader(self.train, self.batch_size, self.trainer)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.val, 1024)
+        return DataLoader(self.val, 1024, generator=torch.Generator())
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.test, 1024)
+        return DataLoader(self.test, 1024, generator=torch.Generator())
 
 
 def _as_it_is(batch: Any) -> Any:

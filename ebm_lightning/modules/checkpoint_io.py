@@ -12,7 +12,7 @@ from lightning.fabric.utilities.types import _PATH
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its final place, flushes it to the disk, and renames it: the name never stands for half.
+    """Writes a checkpoint beside its final place, flushes it to the disk, and renames it: its name never means half.
 
     Lightning's own goes through the system's temporary folder, from where a file is copied if that is another disk;
     a kill during the copy leaves half a checkpoint under the final name. Paths that are no local files go to Lightning.

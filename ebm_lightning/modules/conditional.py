@@ -16,7 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from ebm_lightning.chains import Chains
 from ebm_lightning.energies import JointEnergy
 from ebm_lightning.modules.hparams import describe, rebuild
-from ebm_lightning.modules.resume import RankState, deal_random_state, deal_ranks, end_epochs, gather_ranks, same_keys
+from ebm_lightning.modules.progress import settle_progress
+from ebm_lightning.modules.resume import RankState, deal_random_state, deal_ranks, gather_ranks, same_keys
 from ebm_lightning.modules.safeguards import Safeguards
 from ebm_lightning.supports import Euclidean, Support
 
@@ -164,7 +165,7 @@ class ConditionalEBM(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ranks"] = gather_ranks(self.trainer, self.running_chains(), self.generator, self.device)
-        end_epochs(checkpoint, self.trainer)
+        settle_progress(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name in {"state_dict", "current_model_state"} & checkpoint.keys():

@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -90,11 +90,11 @@ def deal_random_state(ranks: list[RankState], trainer: L.Trainer, device: torch.
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """The global random states of PyTorch (of the CPU and of ``device``), NumPy and Python."""
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, python_gauss = random.getstate()
     state = {
         "torch": torch.get_rng_state(),
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "numpy": [torch.tensor(list(keys), dtype=torch.int64), position, has_gauss, gauss],
         "python": [version, torch.tensor(words), python_gauss],
     }
     if device.type != "cpu":
@@ -111,18 +111,6 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(words.tolist()), python_gauss))
     if "device" in state:
         torch.get_device_module(device).set_rng_state(state["device"], device)
-
-
-def end_epochs(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
-    """After an epoch's last batch, mark torchdata's loaders in ``checkpoint`` as finished.
-
-    They learn it when they are asked for one batch more, which Lightning never does; a run that resumes would find
-    them empty and skip a whole epoch.
-    """
-    if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-        for state in checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", []):
-            if "_iterator_finished" in state:
-                state["_iterator_finished"] = True
 
 
 def same_keys(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
