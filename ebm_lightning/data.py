@@ -6,7 +6,7 @@ Their training batches come in an order that a checkpoint can go on with, also f
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -52,22 +52,16 @@ class EpochSampler(StatefulDistributedSampler):  # type: ignore[misc]  # torchda
     def __init__(self, dataset: Dataset[Any], world_size: int = 1, rank: int = 0) -> None:
         # Ranks have to agree, so without seed_everything several of them take 0, as Lightning's sampler does.
         seed = torch.initial_seed() if world_size == 1 else int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        super().__init__(dataset, world_size, rank, seed=seed % 2**62, drop_last=True)
-        self._epoch_left: int | None = None
-
-    def __iter__(self) -> Iterator[int]:
-        # A checkpoint of an epoch's last batch is gone on from in the next epoch, at its start. Asked when the first
-        # item is drawn: by then the trainer has set the epoch.
-        if self.epoch != self._epoch_left:
-            self.next_yielded = None
-        yield from super().__iter__()
+        # PyTorch adds the epoch to the seed; hashed, neighbouring seeds do not share orders.
+        seed = make_generator(seed, "order").initial_seed() % 2**62
+        super().__init__(dataset, world_size, rank, seed=seed, drop_last=True)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"seed": self.seed, "epoch": self.epoch, "num_replicas": self.num_replicas}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the state was taken; on another number of ranks, where each has drawn its share of as much."""
-        self.seed, self._epoch_left = state_dict["seed"], state_dict["epoch"]
+        self.seed, self.epoch = state_dict["seed"], state_dict["epoch"]
         yielded = state_dict[self._YIELDED] * state_dict["num_replicas"] // self.num_replicas
         super().load_state_dict({self._YIELDED: yielded})
 
@@ -94,6 +88,9 @@ def resumable_loader(
     """
     world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
     sampler = EpochSampler(dataset, world_size, rank)
+    if trainer:
+        # Lightning sets the epoch of a run that resumes only after workers have begun to load.
+        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*set_vital")  # torchdata 0.11 on torch 2.15
         return StatefulDataLoader(

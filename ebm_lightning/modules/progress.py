@@ -35,11 +35,19 @@ def _validation_is_due(trainer: L.Trainer) -> bool:
     return trainer.enable_validation and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
-def _end_loaders(states: list[dict[str, Any]]) -> None:
-    """Mark torchdata's loaders as finished: they learn it when asked for one batch more, which Lightning never does."""
-    for state in states:
-        if "_iterator_finished" in state:
-            state["_iterator_finished"] = True
+def _end_loaders(states: Any) -> None:
+    """Mark torchdata's loaders as finished: they learn it when asked for one batch more, which Lightning never does.
+
+    A sampler of :mod:`ebm_lightning.data`, somewhere inside, goes on at the start of the next epoch.
+    """
+    if isinstance(states, dict):
+        if "_iterator_finished" in states:
+            states["_iterator_finished"] = True
+        if {"yielded", "epoch", "num_replicas"} <= states.keys():
+            states.update(yielded=0, epoch=states["epoch"] + 1)
+    for state in states.values() if isinstance(states, dict) else states:
+        if isinstance(state, dict | list):
+            _end_loaders(state)
 
 
 def _owe_validation(loops: dict[str, Any]) -> None:

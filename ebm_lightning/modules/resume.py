@@ -114,9 +114,20 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def same_keys(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """``state`` under the names that ``module`` uses, whichever of the two has parts wrapped by ``torch.compile``."""
-    own = {_uncompiled(name): name for name in module.state_dict()}
-    return {own.get(_uncompiled(name), name): value for name, value in state.items()}
+    """``state`` under the names that ``module`` uses, whichever of the two has parts wrapped by ``torch.compile``.
+
+    Raises:
+        ValueError: A weight has another shape in ``module``.
+    """
+    own = {_uncompiled(name): (name, value) for name, value in module.state_dict().items()}
+    for name, value in state.items():
+        here = own.get(_uncompiled(name), (name, value))[1]
+        if here.shape != value.shape:
+            raise ValueError(
+                f"'classifier' should be the network that was saved, got '{name}' of shape {tuple(here.shape)} for "
+                f"{tuple(value.shape)} in the checkpoint. Build the same network, or name another checkpoint."
+            )
+    return {own.get(_uncompiled(name), (name, value))[0]: value for name, value in state.items()}
 
 
 def _uncompiled(name: str) -> str:
