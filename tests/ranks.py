@@ -68,10 +68,11 @@ def whole(folder: Path) -> None:
         names = ("conditional_weight", "generative_weight", "joint_weight", "class_conditional_weight")
         net, box = ConvNet((1, 4, 4), 3, 4), Box(-1, 1, (1, 4, 4))
         net = nn.Sequential(net, nn.BatchNorm1d(3)) if i % 2 else net
-        module = jem(net, support=box, chains=ReplayBuffer(21), **dict(zip(names, map(float, combination), strict=True)))
+        module = jem(
+            net, support=box, chains=ReplayBuffer(21), **dict(zip(names, map(float, combination), strict=True))
+        )
         distributed(folder, max_steps=2).fit(module, batches(64, 4, (1, 4, 4)))
         keep(folder, f"weights-{i}", {n: p.detach() for n, p in module.named_parameters()})
-
 
     with contextlib.suppress(SystemExit):
         interrupt(folder / "interrupt")

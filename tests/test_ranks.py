@@ -1,7 +1,7 @@
 """Several processes: exact resumes, chains dealt to other numbers of them, every loss, and one that dies.
 
-Mutants that these tests kill, each tried by hand: only rank 0's chains saved; one generator for all ranks; chains dealt to
-rank 0 alone; the global random state of rank 0 for all.
+Mutants that these tests kill: only rank 0's chains saved; one generator for all ranks; rank 0's random state for all;
+chains dealt to rank 0 alone.
 """
 
 import itertools

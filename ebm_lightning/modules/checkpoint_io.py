@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there at all."""
 
+import contextlib
 import os
 import pickle
 import zipfile
@@ -37,12 +38,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, final)
-        except (OSError, RuntimeError) as error:  # torch.save turns some errors of the disk into RuntimeError
-            partial.unlink(missing_ok=True)
+        except OSError as error:
             raise OSError(
                 f"The checkpoint '{final}' was not written: {error}. Earlier checkpoints are whole; free space or name "
                 "another folder, and resume from the last one."
             ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink()
         _flush_folder(final.parent)
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -96,8 +96,8 @@ def _in_float16(x: Tensor) -> bool:
 def _scaled_gradient(total: Tensor, x: Tensor) -> Tensor:
     """The gradient by way of larger ones: inside a float16 network those below 6e-8 would be 0.
 
-    Lightning's gradient scaler knows of the weights' gradients alone. The scale is the largest of a few powers of 2 with
-    which nothing overflows; a power of 2 changes no digit, so a chain still does not depend on those beside it.
+    Lightning's gradient scaler knows of the weights' gradients alone. The scale is the largest of a few powers of 2
+    with which nothing overflows; it changes no digit, so a chain still does not depend on those beside it.
     """
     for scale in (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0):
         (gradient,) = torch.autograd.grad(total, x, torch.full_like(total, scale), retain_graph=True)
