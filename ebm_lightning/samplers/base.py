@@ -84,7 +84,10 @@ def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = energy(x)
-        gradient = _scaled_gradient(value.sum(), x) if _in_float16(x) else torch.autograd.grad(value.sum(), x)[0]
+        scaled = _in_float16(x)
+        # Each operation's backward pass is in its own precision; under autocast, those in float32 would lose it.
+        with torch.autocast(x.device.type, enabled=False):
+            gradient = _scaled_gradient(value.sum(), x) if scaled else torch.autograd.grad(value.sum(), x)[0]
     return value.detach(), gradient
 
 
