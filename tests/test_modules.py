@@ -385,3 +385,13 @@ trainer:
     cli.trainer.save_checkpoint(tmp_path / "m.ckpt")
     again = JEM.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
     assert torch.equal(weights(again), weights(cli.model))
+
+
+def test_gradient_accumulation_moves_chains_for_every_micro_batch(tmp_path):
+    """As documented: each of 3 micro-batches has negatives of its own, for one optimiser step."""
+    module, calls = jem(), []
+    negatives = module.negatives
+    module.negatives = lambda *args: calls.append(1) or negatives(*args)
+    t = trainer(tmp_path, accumulate_grad_batches=3)
+    t.fit(module, batches())
+    assert (len(calls), t.global_step) == (3, 1)
