@@ -51,6 +51,11 @@ class Chains(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Take back what :meth:`state_dict` gave."""
 
+    def deal(self, shares: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Take this rank's share of a saved run's chains, given what :meth:`state_dict` gave on each of its ranks."""
+        if len(shares) == world_size:
+            self.load_state_dict(shares[rank])
+
 
 class ReplayBuffer(Chains):
     r"""Persistent chains (PCD): each draw goes on where the slots' chains last ended.
@@ -65,7 +70,8 @@ class ReplayBuffer(Chains):
         https://arxiv.org/abs/1903.08689
 
     Arguments:
-        size: Number of chains on each rank; at least the batch size. JEM uses 10 000.
+        size: Number of chains on each rank; at least the batch size. JEM uses 10 000. A run that goes on with fewer
+            ranks keeps every chain, so that its buffers grow, see :meth:`deal`.
         reinit_prob: Probability that a drawn chain starts anew.
 
     Raises:
@@ -159,6 +165,29 @@ class ReplayBuffer(Chains):
             )
         self._x, self._age = state["x"].to(self.x), state["age"].to(self.age)
 
+    def deal(self, shares: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Take this rank's share of a saved run's chains: each chain of it goes to one rank, with its age and class.
+
+        On as many ranks as before each takes back its own. On another number the chains are dealt out in turn, those of
+        one class staying that class's. A share larger than ``size`` enlarges the buffer; what a smaller one leaves free
+        keeps the fresh chains of :meth:`setup`. So 2 ranks of 21 chains make 1 of 42, or 4 of which 42 slots go on.
+
+        Raises:
+            ValueError: The chains have another shape, or were saved for another number of classes.
+        """
+        shape, group = self.x.shape[1:], self.num_classes or 1
+        for share in shares:
+            if share["x"].shape[1:] != shape or len(share["x"]) % group:
+                raise ValueError(
+                    f"'chains' should go on with chains of shape {tuple(shape)} in multiples of {group}, got a "
+                    f"checkpoint with {tuple(share['x'].shape)}. Use the 'support' and 'num_classes' that were saved."
+                )
+        mine = shares[rank] if len(shares) == world_size else _turns(shares, group, rank, world_size)
+        kept = len(mine["x"])
+        self._x = torch.cat([mine["x"].to(self.x), self.x[kept:]])
+        self._age = torch.cat([mine["age"].to(self.age), self.age[kept:]])
+        self.size = len(self._x)
+
     def _slots(self, n: int, generator: torch.Generator | None) -> Tensor:
         if self.num_classes is not None:
             raise ValueError("'labels' should be given to a buffer of class-conditional chains, got None.")
@@ -180,6 +209,14 @@ class ReplayBuffer(Chains):
         order = torch.rand(per_class, self.num_classes, generator=generator, device=self.x.device).argsort(0)
         turn = counts.gather(1, labels[:, None]).squeeze(1) - 1
         return order[turn, labels] * self.num_classes + labels
+
+
+def _turns(shares: list[dict[str, Any]], group: int, rank: int, world_size: int) -> dict[str, Tensor]:
+    """Every ``world_size``-th row of ``group`` slots, one slot of each class, from ``rank`` on."""
+    return {
+        name: torch.cat([share[name].unflatten(0, (-1, group)) for share in shares])[rank::world_size].flatten(0, 1)
+        for name in ("x", "age")
+    }
 
 
 class DataInit(Chains):

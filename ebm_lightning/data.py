@@ -1,13 +1,20 @@
-"""Data modules whose x lies in a stated box: rings in the plane, and scikit-learn's bundled digits."""
+"""Data modules whose x lies in a stated box: rings in the plane, and scikit-learn's bundled digits.
+
+Their training batches come in an order that a checkpoint can go on with, also from the middle of an epoch.
+"""
 
 import math
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Box
@@ -28,6 +35,75 @@ def dequantise(levels: Tensor, num_levels: int, support: Box, generator: torch.G
     """
     u = torch.rand(levels.shape, generator=generator)
     return support.clamp(support.low + (support.high - support.low) * (levels + u) / num_levels)
+
+
+class EpochSampler(StatefulDistributedSampler):  # type: ignore[misc]  # torchdata is untyped
+    """An order that is shuffled by (seed, epoch) and dealt to ranks, and that knows how far it has come.
+
+    torchdata's sampler with its seed in its state: a process that resumes without ``seed_everything`` goes on in the
+    same order too. Lightning's trainer sets the epoch.
+
+    Arguments:
+        dataset: What is drawn from.
+        world_size: Number of ranks.
+        rank: This process's.
+    """
+
+    def __init__(self, dataset: Dataset[Any], world_size: int = 1, rank: int = 0) -> None:
+        # Ranks have to agree, so without seed_everything several of them take 0, as Lightning's sampler does.
+        seed = torch.initial_seed() if world_size == 1 else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        # PyTorch adds the epoch to the seed; hashed, neighbouring seeds do not share orders.
+        seed = make_generator(seed, "order").initial_seed() % 2**62
+        super().__init__(dataset, world_size, rank, seed=seed, drop_last=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"seed": self.seed, "epoch": self.epoch, "num_replicas": self.num_replicas}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the state was taken; on another number of ranks, where each has drawn its share of as much."""
+        self.seed, self.epoch = state_dict["seed"], state_dict["epoch"]
+        yielded = state_dict[self._YIELDED] * state_dict["num_replicas"] // self.num_replicas
+        super().load_state_dict({self._YIELDED: yielded})
+
+
+def resumable_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    trainer: L.Trainer | None = None,
+    *,
+    num_workers: int = 0,
+    collate_fn: Callable[[Any], Any] | None = None,
+) -> DataLoader[Any]:
+    """Shuffled batches for training, the last incomplete one dropped, that a checkpoint can go on with.
+
+    Noise that the dataset adds goes on exactly too if it is drawn in this process; workers (``num_workers`` above 0)
+    are seeded anew, so that theirs does not.
+
+    Arguments:
+        dataset: Map-style, with a length.
+        batch_size: Items in a batch on each rank.
+        trainer: Says how many ranks there are; a data module's ``self.trainer``.
+        num_workers: Processes that load.
+        collate_fn: Makes a batch of items; by default PyTorch's.
+    """
+    world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+    sampler = EpochSampler(dataset, world_size, rank)
+    if trainer:
+        # Lightning sets the epoch of a run that resumes only after workers have begun to load.
+        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*set_vital")  # torchdata 0.11 on torch 2.15
+        return StatefulDataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            # A loader without one takes a number from the global random state whenever it starts, which a run that
+            # was interrupted does more often.
+            generator=make_generator(sampler.seed, rank, "workers"),
+        )
 
 
 class Dequantised(Dataset[tuple[Tensor, Tensor]]):
@@ -97,13 +173,14 @@ class Digits(L.LightningDataModule):
         return TensorDataset(dequantise(levels, self.num_levels, self.support, generator), y)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True, collate_fn=_as_it_is)
+        return resumable_loader(self.train, self.batch_size, self.trainer, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.val, 256)
+        # With a generator of its own, a loader leaves the global random state to training.
+        return DataLoader(self.val, 256, generator=torch.Generator())
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.test, 256)
+        return DataLoader(self.test, 256, generator=torch.Generator())
 
 
 class Rings(L.LightningDataModule):
@@ -161,13 +238,13 @@ class Rings(L.LightningDataModule):
         self.train, self.val, self.test = sets["train"], sets["val"], sets["test"]
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True)
+        return resumable_loader(self.train, self.batch_size, self.trainer)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.val, 1024)
+        return DataLoader(self.val, 1024, generator=torch.Generator())
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.test, 1024)
+        return DataLoader(self.test, 1024, generator=torch.Generator())
 
 
 def _as_it_is(batch: Any) -> Any:

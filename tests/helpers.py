@@ -30,7 +30,7 @@ def jem(classifier: nn.Module | None = None, **arguments: Any) -> JEM:
         "chains": ReplayBuffer(30),
         "seed": 0,
     }
-    return JEM(classifier or MLP(4, 3, (8,)), **{**defaults, **arguments})
+    return JEM(MLP(4, 3, (8,)) if classifier is None else classifier, **{**defaults, **arguments})
 
 
 def trainer(folder: Path, **arguments: Any) -> L.Trainer:

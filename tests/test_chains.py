@@ -148,3 +148,58 @@ def test_bad_arguments(action, message):
 def test_use_before_setup():
     with pytest.raises(RuntimeError, match="no chains yet"):
         ReplayBuffer(10).draw(3)
+
+
+def shares(ranks: int, size: int, num_classes: int | None = None) -> list[dict]:
+    """Saved chains whose x and age both say which chain it is."""
+    number = torch.arange(ranks * size).view(ranks, size)
+    if num_classes:
+        number = number * num_classes + torch.arange(size) % num_classes  # the class is the remainder
+    return [{"x": n[:, None].float(), "age": n.clone()} for n in number]
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 2), (2, 4), (1, 2), (4, 3), (1, 1)])
+def test_each_chain_is_dealt_to_one_rank_with_its_age_and_class(before, after, num_classes):
+    """Kills: rank 0's share for all, ages left behind, chains dealt one by one whatever their class."""
+    saved = shares(before, 21, num_classes)
+    dealt = []
+    for rank in range(after):
+        buffer = ReplayBuffer(21)
+        buffer.setup(Box(-1e6, -1, (1,)), num_classes)
+        buffer.deal(saved, rank, after)
+        old = buffer.x[:, 0] >= 0
+        assert buffer.size == len(buffer.x) == len(buffer.age) == max(21, int(old.sum()))
+        assert torch.equal(buffer.age[old], buffer.x[old, 0].long())
+        assert (buffer.age[~old] == 0).all(), "free slots hold fresh chains"
+        if num_classes:
+            assert torch.equal(buffer.x[old, 0].long() % 3, torch.arange(buffer.size)[old] % 3)
+            assert torch.equal(buffer.draw(3, torch.tensor([0, 1, 2]))[1] % 3, torch.arange(3))
+        dealt.append(buffer.x[old, 0])
+    assert torch.equal(torch.cat(dealt).sort().values, torch.cat([s["x"][:, 0] for s in saved]).sort().values)
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= (num_classes or 1), "shares are even"
+
+
+def test_as_many_ranks_take_back_their_own():
+    saved = shares(2, 21)
+    for rank in range(2):
+        buffer = ReplayBuffer(21)
+        buffer.setup(Box(-1, 1, (1,)))
+        buffer.deal(saved, rank, 2)
+        assert torch.equal(buffer.x, saved[rank]["x"])
+
+
+def test_chains_of_another_support_are_refused():
+    buffer = ReplayBuffer(21)
+    buffer.setup(Box(-1, 1, (2,)))
+    with pytest.raises(ValueError, match=r"'chains' should go on with chains of shape \(2,\)"):
+        buffer.deal(shares(1, 21), 0, 1)
+    buffer = ReplayBuffer(20)
+    buffer.setup(Box(-1, 1, (1,)), 5)
+    with pytest.raises(ValueError, match="in multiples of 5"):
+        buffer.deal(shares(1, 21), 0, 1)
+
+
+def test_chains_that_are_not_kept_have_nothing_to_deal():
+    SupportInit().deal([{}, {}], 0, 2)
+    DataInit().deal([{}], 0, 1)

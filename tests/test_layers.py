@@ -16,10 +16,10 @@ ALLOWED = {
     "partition": STDLIB_AND_TORCH,
     "networks": STDLIB_AND_TORCH,
     "ood": STDLIB_AND_TORCH,
-    "modules": {"torch", "lightning", "torchmetrics"},
+    "modules": {"torch", "lightning", "torchmetrics", "numpy"},
     "metrics": {"torch", "lightning", "torchmetrics"},
     "callbacks": {"torch", "lightning", "torchmetrics", "torchvision", "matplotlib"},
-    "data": {"torch", "lightning", "torchvision", "sklearn"},
+    "data": {"torch", "torchdata", "lightning", "torchvision", "sklearn"},
 }
 LEFT_TO_RIGHT = {
     "streams": set(),

@@ -26,7 +26,7 @@ from ebm_lightning import (
     SupportInit,
 )
 from ebm_lightning.networks import MLP, ConvNet
-from ebm_lightning.samplers import Sampler
+from ebm_lightning.samplers import Sampler, State
 from tests.helpers import BOX, batches, jem, trainer, weights
 
 IMAGES = Box(-1, 1, (3, 64, 64))
@@ -323,10 +323,8 @@ class Exploding(Sampler):
     steps = 1
 
     def transitions(self, energy, x, support, generator):
-        raise NotImplementedError
-
-    def __call__(self, energy, x, *, support=None, generator=None):
-        return torch.full_like(x, 2.0)  # outside the box, where energies are infinite
+        outside = torch.full_like(x, 2.0)  # of the box, where energies are infinite
+        yield State(outside, x.new_zeros(len(x)), torch.zeros_like(x))
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
@@ -385,3 +383,13 @@ trainer:
     cli.trainer.save_checkpoint(tmp_path / "m.ckpt")
     again = JEM.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
     assert torch.equal(weights(again), weights(cli.model))
+
+
+def test_gradient_accumulation_moves_chains_for_every_micro_batch(tmp_path):
+    """As documented: each of 3 micro-batches has negatives of its own, for one optimiser step."""
+    module, calls = jem(), []
+    negatives = module.negatives
+    module.negatives = lambda *args: calls.append(1) or negatives(*args)
+    t = trainer(tmp_path, accumulate_grad_batches=3)
+    t.fit(module, batches())
+    assert (len(calls), t.global_step) == (3, 1)

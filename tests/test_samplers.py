@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm_lightning.energies import GaussianEnergy, JointEnergy
+from ebm_lightning.networks import MLP
 from ebm_lightning.samplers import SGLD, Sampler, State, value_and_gradient
 from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Box, Euclidean
@@ -212,3 +213,18 @@ def test_equal_streams_give_equal_chains_and_others_do_not():
     a, b, c = (KERNEL(TARGET, x, generator=make_generator(0, rank, "chains")) for rank in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_float16_keeps_the_gradients_that_it_could_not_hold(seed):
+    """Kills: no scaling (gradients of 1e-8 are 0), no unscaling, a scale that overflows and is not lowered."""
+    box = Box(-1, 1, (4,))
+    x = box.sample(64)
+    for size in (1e-7, 1.0, 1e3):
+        net = MLP(4, 3, (8,))
+        net.layers[-1].weight.data *= size  # the head is in float32, what is before it in float16
+        energy = JointEnergy(net, box)
+        exact = value_and_gradient(energy, x)[1]
+        with torch.autocast("cpu", dtype=torch.float16):
+            half = value_and_gradient(energy, x)[1]
+        assert half.dtype == torch.float32
+        assert (half - exact).norm() < 0.02 * exact.norm(), size

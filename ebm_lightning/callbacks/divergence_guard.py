@@ -21,7 +21,7 @@ class Snapshot(NamedTuple):
     module: dict[str, Tensor]
     optimizers: list[dict[str, Any]]
     schedulers: list[dict[str, Any]]
-    chains: list[dict[str, Any]]
+    chains: dict[str, dict[str, Any]]
 
 
 class DivergenceGuard(L.Callback):
@@ -185,7 +185,7 @@ def snapshot(trainer: L.Trainer, module: ConditionalEBM) -> Snapshot:
         {name: value.detach().clone() for name, value in module.state_dict().items()},
         [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers],
         [copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
-        [chains.state_dict() for chains in module.running_chains()] if isinstance(module, JEM) else [],
+        {name: chains.state_dict() for name, chains in module.running_chains().items()},
     )
 
 
@@ -197,9 +197,8 @@ def restore(good: Snapshot, trainer: L.Trainer, module: ConditionalEBM) -> None:
         optimizer.zero_grad(set_to_none=True)
     for config, state in zip(trainer.lr_scheduler_configs, good.schedulers, strict=True):
         config.scheduler.load_state_dict(copy.deepcopy(state))
-    if isinstance(module, JEM):
-        for chains, state in zip(module.running_chains(), good.chains, strict=True):
-            chains.load_state_dict(copy.deepcopy(state))
+    for name, chains in module.running_chains().items():
+        chains.load_state_dict(copy.deepcopy(good.chains[name]))
 
 
 def gradient_norm(module: L.LightningModule) -> Tensor:

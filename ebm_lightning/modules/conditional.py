@@ -13,8 +13,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from ebm_lightning.chains import Chains
 from ebm_lightning.energies import JointEnergy
 from ebm_lightning.modules.hparams import describe, rebuild
+from ebm_lightning.modules.progress import settle_progress
+from ebm_lightning.modules.resume import RankState, deal_random_state, deal_ranks, gather_ranks, same_keys
+from ebm_lightning.modules.safeguards import Safeguards
 from ebm_lightning.supports import Euclidean, Support
 
 Batch = tuple[Tensor, Tensor]
@@ -66,6 +70,8 @@ class ConditionalEBM(L.LightningModule):
         self.num_classes = num_classes
         self.optimizer = rebuild(optimizer, torch.optim.Optimizer, "optimizer", partial=True)
         self.lr_scheduler = rebuild(lr_scheduler, torch.optim.lr_scheduler.LRScheduler, "lr_scheduler", partial=True)
+        self.generator: torch.Generator | None = None
+        self._saved_ranks: list[RankState] | None = None
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -149,6 +155,41 @@ class ConditionalEBM(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
+
+    # What makes a run go on exactly where it stopped, see resume.py and safeguards.py.
+
+    def running_chains(self) -> dict[str, Chains]:
+        """The chains that some weight needs, by the names of their attributes. None here."""
+        return {}
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [Safeguards()]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ranks"] = gather_ranks(self.trainer, self.running_chains(), self.generator, self.device)
+        settle_progress(checkpoint, self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in {"state_dict", "current_model_state"} & checkpoint.keys():
+            checkpoint[name] = same_keys(checkpoint[name], self)
+        self._saved_ranks = checkpoint.get("ranks")
+
+    def on_fit_start(self) -> None:
+        if self._saved_ranks:
+            deal_ranks(self._saved_ranks, self.trainer, self.running_chains(), self.generator)
+            # Training data is asked for next, and may take its seed from PyTorch's.
+            self._deal_random_state(self._saved_ranks)
+
+    def on_train_start(self) -> None:
+        if self._saved_ranks:
+            # Again: loaders have drawn since, and from here to the first batch nothing does.
+            self._deal_random_state(self._saved_ranks)
+        self._saved_ranks = None
+
+    def _deal_random_state(self, ranks: list[RankState]) -> None:
+        # Weights and chains may also come from load_from_checkpoint, for a run that is new.
+        if self.trainer.ckpt_path:
+            deal_random_state(ranks, self.trainer, self.device)
 
     def save_hyperparameters(
         self, *args: Any, ignore: Any = None, frame: FrameType | None = None, logger: bool = True

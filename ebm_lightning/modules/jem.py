@@ -3,10 +3,8 @@
 import copy
 import functools
 import math
-from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ebm_lightning.chains import Chains, ReplayBuffer
@@ -87,11 +85,9 @@ class JEM(ConditionalEBM):
         self.chains: Chains = rebuild(chains, Chains, "chains") or ReplayBuffer()
         self.class_chains = copy.deepcopy(self.chains)
         self.seed = seed
-        self.generator: torch.Generator | None = None
         self.last_move: State | None = None
-        self._last_slots: tuple[Chains, Tensor | None] | None = None
-        self._restored: dict[str, Any] | None = None
         self.last_energies: tuple[Tensor, Tensor] | None = None
+        self._last_slots: tuple[Chains, Tensor | None] | None = None
 
     # The terms of the loss: override these.
 
@@ -102,7 +98,7 @@ class JEM(ConditionalEBM):
         terms: dict[str, tuple[float, Tensor]] = {}
         if self.conditional_weight:
             terms["clf"] = (self.conditional_weight, self.conditional_loss(x, y))
-        if self._running_chains():
+        if self.running_chains():
             terms["gen"] = (1.0, self.generative_loss(x, y))
         return terms
 
@@ -147,25 +143,13 @@ class JEM(ConditionalEBM):
     def on_fit_start(self) -> None:
         if self.generator is None:
             self.start_chains()
-        if self._restored is not None:
-            self._resume_chains(self._restored)
-            self._restored = None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.generator is not None:
-            checkpoint["chains"] = {
-                "chains": [chains.state_dict() for chains in self.running_chains()],
-                "generator": self.generator.get_state(),
-                "world_size": self.trainer.world_size,
-            }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._restored = checkpoint.get("chains")
+        super().on_fit_start()
 
     def start_chains(self) -> None:
         """Seed this rank's generator and start its chains. ``fit`` does it; a training loop of your own has to."""
         self.generator = self._make_generator("chains")
-        for chains, num_classes in self._running_chains():
+        for name, chains in self.running_chains().items():
+            num_classes = self.num_classes if name == "class_chains" else None
             chains.setup(self.support, num_classes, self.generator)
 
     # What the terms are made of.
@@ -211,27 +195,13 @@ class JEM(ConditionalEBM):
         if not any(getattr(self, name) for name in names):
             raise ValueError("'conditional_weight' or a generative weight should be positive, got 0 for all of them.")
 
-    def running_chains(self) -> list[Chains]:
-        """The chains that some weight needs."""
-        return [chains for chains, _ in self._running_chains()]
-
-    def _running_chains(self) -> list[tuple[Chains, int | None]]:
-        """The chains that some weight needs, each with its number of classes if they keep a label."""
-        running: list[tuple[Chains, int | None]] = []
+    def running_chains(self) -> dict[str, Chains]:
+        running: dict[str, Chains] = {}
         if self.generative_weight or self.joint_weight:
-            running.append((self.chains, None))
+            running["chains"] = self.chains
         if self.class_conditional_weight:
-            running.append((self.class_chains, self.num_classes))
+            running["class_chains"] = self.class_chains
         return running
-
-    def _resume_chains(self, state: dict[str, Any]) -> None:
-        """Only rank 0's chains are in a checkpoint, and no two ranks may run the same ones."""
-        if self.trainer.world_size > 1 or state["world_size"] > 1 or self.generator is None:
-            rank_zero_warn("The chains start anew: a run on several processes does not yet resume them.")
-            return
-        for (chains, _), saved in zip(self._running_chains(), state["chains"], strict=True):
-            chains.load_state_dict(saved)
-        self.generator.set_state(state["generator"])
 
     def _blow_up(self, values: dict[str, Tensor]) -> str:
         energy_pos, energy_neg = self.last_energies or (math.nan, math.nan)

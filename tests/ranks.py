@@ -1,0 +1,121 @@
+"""What processes of one run do in the tests of several ranks: FOLDER JOB, with the rank in the environment."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from ebm_lightning import JEM, Box, ReplayBuffer
+from ebm_lightning.data import Rings
+from ebm_lightning.networks import ConvNet
+from tests.helpers import batches, jem, trainer
+from tests.runs import Rows, final, noisy
+
+ROOT = Path(__file__).parent.parent
+CLUSTER = {name: os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK") if name in os.environ}
+RANKS, RANK = int(CLUSTER.get("WORLD_SIZE", 1)), int(CLUSTER.get("LOCAL_RANK", 0))
+WEIGHTS = [(1, 0, 0, 0), (0, 1, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (1, 0, 0, 1), (0, 1, 1, 1)]
+
+
+def launch(folder: Path, job: str, ranks: int, port: int) -> list[subprocess.Popen]:
+    """Start the processes as a cluster would, so that each can hold several trainers and be killed alone."""
+    folder.mkdir(exist_ok=True)
+    base = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NODE_RANK": "0"}
+    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    command = [sys.executable, "-m", "tests.ranks", str(folder), job]
+    started = []
+    for rank in range(ranks):
+        environment = base | {"LOCAL_RANK": str(rank), "RANK": str(rank)}
+        with open(folder / f"{job}-{rank}.log", "w") as log:
+            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    return started
+
+
+def train(folder: Path, checkpoint: Path | None = None, callbacks: Sequence[L.Callback] = (), **settings: Any) -> JEM:
+    L.seed_everything(0 if checkpoint is None else 99, verbose=False)
+    module = noisy(chains=ReplayBuffer(21))
+    defaults = {"logger": Rows(), "max_epochs": 2, "enable_checkpointing": bool(callbacks)}
+    t = distributed(folder, callbacks=list(callbacks), **(defaults | settings))
+    t.fit(module, Rings(size=64, batch_size=8), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    return module
+
+
+def distributed(folder: Path, **settings: Any) -> L.Trainer:
+    os.environ |= CLUSTER  # each trainer takes it away when it ends
+    return trainer(folder, devices=RANKS, **({"strategy": "ddp"} if RANKS > 1 else {}), **settings)
+
+
+def keep(folder: Path, job: str, values: Any) -> None:
+    torch.save(values, folder / f"{job}-{RANK}.pt")
+
+
+def whole(folder: Path) -> None:
+    """8 steps with a checkpoint after each; on from an epoch's end and from within one; every loss; Ctrl-C; a death."""
+    saver = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+    keep(folder, "whole", final(train(folder, callbacks=[saver])))
+    for step in (4, 6):
+        keep(folder, f"again-{step}", final(train(folder, folder / f"step={step}.ckpt")))
+    for i, combination in enumerate(WEIGHTS):
+        names = ("conditional_weight", "generative_weight", "joint_weight", "class_conditional_weight")
+        net, box = ConvNet((1, 4, 4), 3, 4), Box(-1, 1, (1, 4, 4))
+        net = nn.Sequential(net, nn.BatchNorm1d(3)) if i % 2 else net
+        module = jem(
+            net, support=box, chains=ReplayBuffer(21), **dict(zip(names, map(float, combination), strict=True))
+        )
+        distributed(folder, max_steps=2).fit(module, batches(64, 4, (1, 4, 4)))
+        keep(folder, f"weights-{i}", {n: p.detach() for n, p in module.named_parameters()})
+
+    with contextlib.suppress(SystemExit):
+        interrupt(folder / "interrupt")
+    die(folder / "die", int(os.environ.get("TEST_SEED", "0")) % 2)
+
+
+def deal(folder: Path) -> None:
+    """Go on from two ranks' checkpoint on as many as there are, without a step: what each rank starts with."""
+
+    class Stop(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            state = final(pl_module) | {"global": torch.get_rng_state()}
+            keep(folder, f"deal-{trainer.world_size}", {name: value.clone() for name, value in state.items()})
+            trainer.should_stop = True
+
+    train(folder, folder / "step=6.ckpt", [Stop()], enable_checkpointing=False, max_steps=7)
+
+
+class Dies(L.Callback):
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die(folder: Path, rank: int) -> None:
+    saver = ModelCheckpoint(folder, every_n_train_steps=2, save_last=True, save_on_exception=True)
+    train(folder, callbacks=[saver, Dies(rank)])
+
+
+def interrupt(folder: Path) -> None:
+    """Ctrl-C reaches rank 1 alone; both stop after the same step, with a checkpoint of both."""
+
+    class Press(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_rank == 1 and trainer.global_step == 4:
+                signal.raise_signal(signal.SIGINT)
+
+    train(folder, callbacks=[ModelCheckpoint(folder, every_n_train_steps=100, save_last=True), Press()])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"whole": whole, "deal": deal}[sys.argv[2]](Path(sys.argv[1]))
