@@ -18,6 +18,7 @@ from ebm_lightning.partition import Normal, Reference, ais, bracket, exact_log_z
 from ebm_lightning.partition.ais import make_plan
 from ebm_lightning.partition.islands import combine, island_sizes, run_islands
 from ebm_lightning.partition.log_z import log_mean_exp, student_quantile
+from ebm_lightning.partition.plan import EARLY_RELEASE
 from ebm_lightning.samplers import GHMC, HMC, MALA
 from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Box, Euclidean, Gaussian
@@ -74,7 +75,7 @@ def test_weights_are_unbiased_on_a_path_that_lets_go_early(temperatures, seed):
     energy, kernel, cpu = JointEnergy(MLP(2, 3, (8,)), Gaussian(0.5, 0.7, (2,))), GHMC(), torch.device("cpu")
     truth, proposal = quadrature(energy, Box(-6, 6, (2,))), Normal(torch.zeros(2), torch.ones(2))
     plan = make_plan(energy, energy.support, proposal, kernel, temperatures, "linear", seed, cpu)
-    plan = dataclasses.replace(plan, release=8.0)
+    plan = dataclasses.replace(plan, release=EARLY_RELEASE)
     sizes = dict.fromkeys(range(300), 20)
     islands = run_islands(energy, energy.support, proposal, kernel, plan, sizes, seed, cpu, True)
     means = torch.stack([(island.log_weights - truth).exp().mean() for island in islands.values()])
@@ -90,8 +91,17 @@ def test_a_pilot_lets_go_early_where_modes_are_far_and_not_where_tails_are_heavy
 
     heavy = Normal(torch.zeros(32), torch.ones(32))
     far = far_modes()
-    assert make_plan(far, far.support, WIDE, GHMC(), 5, "adaptive", seed, cpu).release == 8
+    assert make_plan(far, far.support, WIDE, GHMC(), 5, "adaptive", seed, cpu).release == EARLY_RELEASE
     assert make_plan(student, Euclidean((32,)), heavy, GHMC(), 5, "adaptive", seed, cpu).release == 1
+
+
+@pytest.mark.parametrize("width", [0.01, 1.0, 100.0])
+def test_moves_are_as_long_as_the_pilot_aims_at(width, seed):
+    """Kills: steps that creep up from a fixed start, as moves much too short cost nothing but are nearly wasted."""
+    energy = GaussianEnergy(torch.zeros(2), torch.full((2,), width))
+    proposal = Normal(torch.zeros(2), torch.full((2,), 4 * width))
+    result = ais(energy, Euclidean((2,)), proposal=proposal, temperatures=50, generator=make_generator(seed, "ais"))
+    assert 0.75 < float(result.acceptance.mean()) < 0.87
 
 
 def test_far_modes_are_all_counted(seed):

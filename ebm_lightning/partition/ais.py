@@ -38,7 +38,7 @@ def ais(
     .. math:: \log p_\beta = (1 - \beta)^r \log q_0 - \beta E, \qquad
         \log w = \sum_t \log \frac{p_{\beta_t}(x_{t-1})}{p_{\beta_{t-1}}(x_{t-1})}, \qquad \mathbb{E}[w] = Z
 
-    A pilot picks r: 1, or 8, which lets go of q_0 early, where that makes the path hardly longer.
+    A pilot picks r: 1, or 12, which lets go of q_0 early, where that makes the path hardly longer.
 
     Works under ``no_grad`` and in inference mode, and leaves modules and the global random state as they were. Under
     bfloat16 it gives the log Z of the rounded model.
@@ -51,7 +51,7 @@ def ais(
         energy: Maps (N, *shape) to (N,), the reference density in it; a JointEnergy gives per-class figures too.
         support: The energy's domain.
         proposal: q_0; the support's reference by default. Needed on Euclidean.
-        kernel: HMC, MALA or GHMC, the default; its step size is where tuning starts.
+        kernel: HMC, MALA or GHMC, the default; a pilot tunes its step size.
         temperatures: Steps of beta.
         chains: In all; they run in at least 10 islands, whose spread gives the error.
         schedule: "adaptive" makes all steps equally hard as the pilot saw them.

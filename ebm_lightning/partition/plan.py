@@ -19,9 +19,11 @@ from ebm_lightning.supports import Support
 Schedule = Literal["adaptive", "linear", "sigmoid"]
 STAGE_CESS = 0.9  # coarser than the run: the pilot only maps the path
 STAGE_MOVES = 4
+STEP_GAIN = 2.0
+TARGET_ACCEPTANCE = 0.8
 SIGMOID_SLOPE = 4.0
-EARLY_RELEASE = 8.0
-LONGER = 0.1  # what an early release may add to the path
+EARLY_RELEASE = 12.0
+LONGER = 0.25  # what an early release may add to the path
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,12 @@ def run_pilot(
 ) -> Pilot:
     """Sequential Monte Carlo that picks each next temperature by its conditional effective sample size.
 
-    Step sizes follow the kernel's target acceptance by Robbins-Monro. Gives up where the barrier passes ``longest``.
+    Step sizes follow the target acceptance by Robbins-Monro. Gives up where the barrier passes ``longest``.
     """
     x = proposal.sample(chains, generator)
     target = Tempered(energy, proposal, 0.0, release)
     phase = target.at(x, torch.randn(x.shape, generator=generator, device=x.device))
-    log_step, evaluations = math.log(kernel.step_size), chains
+    log_step, evaluations = -0.25 * math.log(x[0].numel()), chains  # of a width, as leapfrog steps scale with D
     betas, barrier, log_steps = [0.0], [0.0], [_log_scale(target, phase) + log_step]
     while betas[-1] < 1:
         beta = _next_beta(target, phase)
@@ -122,7 +124,7 @@ def run_pilot(
         for move in range(STAGE_MOVES):
             step = (scale + log_step).exp().to(x.dtype)
             phase, accepted = hamiltonian_move(target, phase, step, support, kernel, generator)
-            log_step += (float(accepted.float().mean()) - kernel.target_acceptance) / (1 + move) ** 0.5
+            log_step += STEP_GAIN * (float(accepted.float().mean()) - TARGET_ACCEPTANCE) / (1 + move) ** 0.5
             evaluations += chains * kernel.leapfrogs
         log_steps.append(scale + log_step)
     log_steps[0] = log_steps[min(1, len(log_steps) - 1)]
@@ -168,13 +170,12 @@ def _next_beta(target: Tempered, phase: Phase) -> float:
 
 
 def _log_scale(target: Tempered, phase: Phase) -> Tensor:
-    """Log of the preconditioner, of mean 0: the width of the mode that a chain is in, at most that of all chains.
+    """Log of the preconditioner: the width of the mode that a chain is in, at most that of all chains.
 
     For a Gaussian, E[(dU/dx)^2] = 1 / std^2. The spread of the chains would measure the distance between modes.
     """
     squares = target.gradient(phase).double().square().mean(0)
-    log_scale = -0.5 * (squares + 1 / phase.x.double().var(0).clamp(min=1e-12)).log()
-    return log_scale - log_scale.mean()
+    return -0.5 * (squares + 1 / phase.x.double().var(0).clamp(min=1e-12)).log()
 
 
 def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:

@@ -153,11 +153,6 @@ class HMC(Sampler):
         if not 0 <= self.momentum < 1:
             raise ValueError(f"'momentum' should be in [0, 1), got {self.momentum}.")
 
-    @property
-    def target_acceptance(self) -> float:
-        """Where a pilot tunes the step size to; higher where a rejection turns a persistent momentum round."""
-        return 0.9 if self.momentum else 0.8
-
     def transitions(
         self, energy: Energy, x: Tensor, support: Support, generator: torch.Generator | None
     ) -> Iterator[State]:
@@ -187,7 +182,7 @@ class MALA(HMC):
 
 @dataclass(frozen=True)
 class GHMC(HMC):
-    """Generalised HMC: one leapfrog step a move, and nine tenths of the momentum kept.
+    """Generalised HMC: one leapfrog step a move, and four fifths of the momentum kept.
 
     The best kernel per gradient for annealing: a chain makes way while the temperature changes under it.
 
@@ -196,7 +191,7 @@ class GHMC(HMC):
     """
 
     leapfrogs: int = 1
-    momentum: float = 0.9
+    momentum: float = 0.8
 
 
 def _leapfrog(target: Tempered, phase: Phase, step: Tensor, support: Support) -> Phase:

@@ -23,7 +23,6 @@ from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Box, Euclidean, Support
 
 KERNELS = {"ghmc": GHMC(), "hmc": HMC(leapfrogs=3), "mala": MALA()}
-PILOT_SHARE = 0.17  # of the budget, about what the pilots take
 
 
 class Target(NamedTuple):
@@ -31,6 +30,7 @@ class Target(NamedTuple):
     support: Support
     proposal: Proposal | None
     budget: float
+    pilots: float  # of the budget, a little more than pilots take
     chains: int
 
 
@@ -62,7 +62,7 @@ def main(
     for name in targets or rows:
         target = rows[name]()
         truth = exact_log_z(target.energy, target.support).log_z
-        temperatures = int(target.budget * (1 - PILOT_SHARE) / target.chains / KERNELS[kernel].leapfrogs)
+        temperatures = int((target.budget - target.pilots) / target.chains / KERNELS[kernel].leapfrogs)
         start = time.time()
         results = [
             ais(
@@ -114,6 +114,7 @@ def table_of_targets(rings: Path | None) -> dict[str, Callable[[], Target]]:
             plane,
             Normal(torch.zeros(2), torch.full((2,), 3.0)),
             1e5,
+            1.5e4,
             250,
         ),
         "gauss-64": lambda: Target(
@@ -121,6 +122,7 @@ def table_of_targets(rings: Path | None) -> dict[str, Callable[[], Target]]:
             space,
             Normal(torch.zeros(64), torch.ones(64)),
             1e6,
+            6e4,
             1000,
         ),
         "mixture-64": lambda: Target(
@@ -128,6 +130,7 @@ def table_of_targets(rings: Path | None) -> dict[str, Callable[[], Target]]:
             space,
             Normal(torch.zeros(64), torch.full((64,), 2.0)),
             5e5,
+            9.5e4,
             1000,
         ),
     }
@@ -143,12 +146,12 @@ def linear(dimensions: int, std: float) -> Target:
         layer.weight.copy_(std * torch.randn(10, dimensions, generator=generator))
         layer.bias.copy_(torch.randn(10, generator=generator))
     box = Box(-1, 1, (dimensions,))
-    return Target(JointEnergy(layer, box), box, None, 1e6, 1000)
+    return Target(JointEnergy(layer, box), box, None, 1e6, 1.5e4, 1000)
 
 
 def trained(checkpoint: Path) -> Target:
     module = JEM.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu").eval()
-    return Target(module.energy, module.support, None, 1e5, 250)
+    return Target(module.energy, module.support, None, 1e5, 8e3, 250)
 
 
 if __name__ == "__main__":
