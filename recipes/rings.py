@@ -65,6 +65,7 @@ def main(
         data.support,
         SGLD.langevin(step_size, steps=steps),
         ReplayBuffer(buffer_size, reinit_prob),
+        energy_l2=0.0,  # the density itself is wanted
         optimizer=functools.partial(torch.optim.Adam, lr=learning_rate),
         lr_scheduler=functools.partial(
             torch.optim.lr_scheduler.OneCycleLR,

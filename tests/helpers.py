@@ -28,6 +28,7 @@ def jem(classifier: nn.Module | None = None, **arguments: Any) -> JEM:
         "support": BOX,
         "sampler": SGLD(0.1, 0.01, 3),
         "chains": ReplayBuffer(30),
+        "energy_l2": 0.0,
         "seed": 0,
     }
     return JEM(MLP(4, 3, (8,)) if classifier is None else classifier, **{**defaults, **arguments})

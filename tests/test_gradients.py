@@ -62,7 +62,7 @@ def jem(**weights: float) -> JEM:
         for p in net.parameters():
             p.mul_(2.5)  # a density with some shape to it
     weights = {"generative_weight": 0.0} | weights
-    module = JEM(net, 3, BOX, Exact(), SupportInit(), seed=0, **weights)
+    module = JEM(net, 3, BOX, Exact(), SupportInit(), seed=0, **{"energy_l2": 0.0, **weights})
     module.start_chains()
     module.log = lambda *args, **kwargs: None  # no trainer listens
     return module
@@ -136,6 +136,17 @@ def test_energy_l2_is_the_mean_square_of_both_phases(xy):
     extra = penalised.generative_loss(x, y) - plain.generative_loss(x, y)
     expected = 0.1 * (plain.energy(x).square().mean() + plain.energy(x_neg).square().mean())
     torch.testing.assert_close(extra, expected)
+
+
+@pytest.mark.parametrize(("weight", "a"), [(1.0, 0.1), (2.0, 0.5)])
+def test_energy_l2_bounds_the_generative_term_from_below(weight, a, xy):
+    """w E_pos - w E_neg + a (E_pos^2 + E_neg^2) >= -w^2 / 2a, whatever the network: energies cannot run apart."""
+    for scale in (0.1, 1.0, 10.0, 100.0):
+        for sign in (-1, 1):
+            module = jem(generative_weight=weight, energy_l2=a)
+            with torch.no_grad():
+                module.classifier.layers[-1].weight.mul_(sign * scale)
+            assert module.generative_loss(*xy).item() >= -(weight**2) / (2 * a)
 
 
 def wrong_labels(module: JEM, x: Tensor, y: Tensor) -> Tensor:

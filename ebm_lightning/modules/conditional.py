@@ -163,7 +163,8 @@ class ConditionalEBM(L.LightningModule):
         return {}
 
     def configure_callbacks(self) -> list[L.Callback]:
-        return [Safeguards()]
+        there = any(isinstance(c, Safeguards) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if there else [Safeguards()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ranks"] = gather_ranks(self.trainer, self.running_chains(), self.generator, self.device)

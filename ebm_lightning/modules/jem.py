@@ -42,8 +42,10 @@ class JEM(ConditionalEBM):
         generative_weight: Weight of -log p(x).
         joint_weight: Weight of -log p(x, y).
         class_conditional_weight: Weight of -log p(x|y).
-        energy_l2: Weight of the mean squares of both phases' logsumexp (Du & Mordatch 2019), which keeps energies
-            near 0; 0.1 is the JEM author's advice where training diverges.
+        energy_l2: Weight a of the mean squares of both phases' logsumexp (Du & Mordatch 2019); 0.1 is the JEM author's
+            advice. It bounds the generative term from below, by -w^2 / 2a for a generative weight w, so that energies
+            of data and chains cannot run apart: at temperature 1, training without it explodes. The price is a
+            flatter density: take 0 or little where log p(x) itself is wanted and chains follow the energy.
         data_noise: Standard deviation of Gaussian noise added to training data, in units of x (JEM: 0.03).
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the schedule from the optimiser; it is stepped after every optimiser step.
@@ -66,7 +68,7 @@ class JEM(ConditionalEBM):
         generative_weight: float = 1.0,
         joint_weight: float = 0.0,
         class_conditional_weight: float = 0.0,
-        energy_l2: float = 0.0,
+        energy_l2: float = 0.1,
         data_noise: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,

@@ -72,8 +72,12 @@ class SGLD(Sampler):
         return cls(step_size=1.0, noise_std=0.01, steps=steps)
 
     @classmethod
-    def langevin(cls, step_size: float, temperature: float = 1.0, steps: int = 20) -> "SGLD":
-        """Langevin dynamics proper: the noise follows from the temperature."""
+    def langevin(cls, step_size: float = 0.005, temperature: float = 1.0, steps: int = 40) -> "SGLD":
+        """Langevin dynamics proper: the noise follows from the temperature, 0.1 at step 0.005 and temperature 1.
+
+        No energy whose curvature passes 2 / ``step_size`` can be followed: the step wants to be below the variance
+        of the sharpest direction in the data. Train with ``energy_l2``, or take a :class:`DivergenceGuard`.
+        """
         return cls(step_size=step_size, temperature=temperature, steps=steps)
 
     @property
