@@ -61,22 +61,22 @@ class RBMLogits(nn.Module):
         """f(x), shape (N, K); in float32 or better under autocast too, for rounding these is rounding the density."""
         with torch.autocast(x.device.type, enabled=False):
             z = self.standardised(x)
-            fields = linear(z, self.weight, self.hidden_bias)[:, None] + self.class_weight.T
-            return softplus(fields).sum(2) + (z @ self.visible_bias)[:, None] + self.class_bias
+            fields = self._hidden_fields(z)[:, None] + self.class_weight.T.to(z.dtype)
+            return softplus(fields).sum(2) + (z @ self.visible_bias.to(z.dtype))[:, None] + self.class_bias
 
     # The conditionals.
 
     def hidden_logits(self, x: Tensor, y: Tensor) -> Tensor:
         """Log odds of each hidden unit given x and labels (N,), shape (N, H)."""
-        return linear(self.standardised(x), self.weight, self.hidden_bias) + self.class_weight.T[y]
+        return self._hidden_fields(self.standardised(x)) + self.class_weight.T[y]
 
     def visible_fields(self, h: Tensor) -> Tensor:
         """b + W'h, shape (N, V): log odds of each binary unit, or mean of each standardised Gaussian one."""
-        return self.visible_bias + h @ self.weight
+        return self.visible_bias + h @ self.weight.to(h.dtype)
 
     def class_logits(self, h: Tensor) -> Tensor:
         """Logits of the label given h, shape (N, K)."""
-        return self.class_bias + h @ self.class_weight
+        return self.class_bias + h @ self.class_weight.to(h.dtype)
 
     def draw_visible(self, h: Tensor, generator: torch.Generator | None) -> Tensor:
         """x given h, shape (N, *shape)."""
@@ -92,7 +92,7 @@ class RBMLogits(nn.Module):
         r"""log of the sum over x (integral against q) of exp(-E(x, y, h)), for each class, shape (N, K)."""
         fields = self.visible_fields(h)
         summed = 0.5 * fields.square() if isinstance(self.support, Gaussian) else softplus(fields)
-        return self.class_logits(h) + (h @ self.hidden_bias + summed.sum(1))[:, None]
+        return self.class_logits(h) + (h @ self.hidden_bias.to(h.dtype) + summed.sum(1))[:, None]
 
     # What annealing starts from.
 
@@ -109,6 +109,10 @@ class RBMLogits(nn.Module):
             x = self.support.standardise(x)
         z = x.flatten(1)
         return z.to(self.weight.dtype) if z.dtype in (torch.bfloat16, torch.float16) else z
+
+    def _hidden_fields(self, z: Tensor) -> Tensor:
+        """c + W z, shape (N, H), in the precision of z: sums over all states want float64."""
+        return linear(z, self.weight.to(z.dtype), self.hidden_bias.to(z.dtype))
 
 
 def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -237,7 +237,9 @@ class Binary(Support):
         if not self.contains(x).all():
             low, high = (v.item() for v in torch.aminmax(x.detach()))
             wanted = "in [0, 1]" if self.probabilities else "0 or 1"
-            raise ValueError(f"'{name}' should be {wanted}, got values in [{low:.4g}, {high:.4g}]. {_binarise(low, high)}")
+            raise ValueError(
+                f"'{name}' should be {wanted}, got values in [{low:.4g}, {high:.4g}]. {_binarise(low, high)}"
+            )
 
 
 def _binarise(low: float, high: float) -> str:
