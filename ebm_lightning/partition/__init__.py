@@ -5,7 +5,7 @@ from ebm_lightning.partition.exact import exact_log_z, quadrature
 from ebm_lightning.partition.laplace import laplace_log_z
 from ebm_lightning.partition.log_z import LogZ
 from ebm_lightning.partition.proposals import Normal, Proposal, Reference
-from ebm_lightning.partition.rbm import rbm_ais
+from ebm_lightning.partition.rbm import classification_rbm_ais, rbm_ais
 from ebm_lightning.partition.states import enumeration, rbm_class_log_z, rbm_log_z
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Reference",
     "ais",
     "bracket",
+    "classification_rbm_ais",
     "enumeration",
     "exact_log_z",
     "laplace_log_z",
