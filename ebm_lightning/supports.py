@@ -6,6 +6,7 @@ A joint energy model is p(x, y) = q(x) exp(f(x)[y]) / Z. The support states q, s
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -202,6 +203,8 @@ class Binary(Support):
 
     shape: tuple[int, ...]
     probabilities: bool = False
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
