@@ -1,6 +1,6 @@
 """Any classifier as a joint energy model, in an ordinary Lightning project."""
 
-from ebm_lightning.callbacks import AISLogZ, Calibration, OODDetection, SampleGrid
+from ebm_lightning.callbacks import AISLogZ, Calibration, EnergyLandscape, OODDetection, SampleGrid
 from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
 from ebm_lightning.energies import JointEnergy
 from ebm_lightning.modules import JEM, ClassificationRBM, ConditionalEBM
@@ -25,6 +25,7 @@ __all__ = [
     "ClassificationRBM",
     "ConditionalEBM",
     "DataInit",
+    "EnergyLandscape",
     "Euclidean",
     "Gaussian",
     "JointEnergy",

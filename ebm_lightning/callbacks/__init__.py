@@ -2,7 +2,8 @@
 
 from ebm_lightning.callbacks.ais_log_z import AISLogZ
 from ebm_lightning.callbacks.calibration import Calibration
+from ebm_lightning.callbacks.energy_landscape import EnergyLandscape
 from ebm_lightning.callbacks.ood_detection import OODDetection
 from ebm_lightning.callbacks.sample_grid import SampleGrid
 
-__all__ = ["AISLogZ", "Calibration", "OODDetection", "SampleGrid"]
+__all__ = ["AISLogZ", "Calibration", "EnergyLandscape", "OODDetection", "SampleGrid"]

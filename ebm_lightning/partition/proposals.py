@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ebm_lightning.supports import Box, Support
+from ebm_lightning.supports import Binary, Box, Support
 
 
 class Proposal(ABC):
@@ -40,7 +40,7 @@ class Reference(Proposal):
         self.support = support
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(self.support, Box):
+        if isinstance(self.support, Box | Binary):
             return torch.full((len(x),), -self.support.log_mass, dtype=torch.float64, device=x.device), 0 * x
         with torch.enable_grad():
             x = x.detach().requires_grad_()
