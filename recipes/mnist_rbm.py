@@ -104,9 +104,9 @@ def main(
     trainer.save_checkpoint(output / "model.ckpt")
     metrics = evaluate(trainer, module, *evaluated) | {"seconds": seconds}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    save_image(dreams(module, seed), output / "samples.png", nrow=10)
+    save_image(filters(module), output / "filters.png", nrow=10)
     print("\n".join(f"{name:28}{value:12.4f}" for name, value in metrics.items()))
-    print(f"metrics.json, model.ckpt and samples.png are in {output}")
+    print(f"metrics.json, model.ckpt and filters.png are in {output}")
     return metrics
 
 
@@ -127,15 +127,11 @@ def evaluate(trainer: L.Trainer, module: ClassificationRBM, x: Tensor, y: Tensor
     return {**grey, **{name: 100 * (1 - accuracy) for name, accuracy in errors.items()}}
 
 
-def dreams(module: ClassificationRBM, seed: int) -> Tensor:
-    """Ten fresh chains of each class, 1000 sweeps each, a column a class; p(pixel on | h) in the last sweep."""
-    labels = torch.arange(10).repeat(10)
-    generator = make_generator(seed, "dreams")
-    energy = functools.partial(module.energy, y=labels)
-    x = BlockGibbs(1000)(energy, module.support.sample(100, generator=generator), generator=generator)
-    with torch.no_grad():
-        h = module.rbm.hidden_logits(x, labels).sigmoid()
-        return module.rbm.visible_fields(h).sigmoid().view(-1, 1, 28, 28)
+def filters(module: ClassificationRBM) -> Tensor:
+    """The 100 strongest rows of W as pictures (100, 1, 28, 28), each scaled to its own largest weight."""
+    weight = module.rbm.weight.detach()
+    strongest = weight[weight.norm(dim=1).argsort(descending=True)[:100]]
+    return (0.5 + 0.5 * strongest / strongest.abs().amax(1, keepdim=True)).view(-1, 1, 28, 28)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from ebm_lightning.supports import Binary, Box
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SHOWN = 1e-8  # the picture's smallest gradient: below, all is flat
+
 
 class Landscape(NamedTuple):
     """What one rank saw: gradient norms at data (N,), at chains (M,) or None, and energies and norms along rays.
@@ -170,17 +172,17 @@ def draw(seen: Landscape) -> "Figure":
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = figure.subplots(1, 2)
-    smallest = torch.finfo(torch.float32).tiny
-    for ax, values in zip(panels, (seen.energy, seen.norm.clamp(min=smallest)), strict=True):
+    for ax, values in zip(panels, (seen.energy, seen.norm.clamp(min=SHOWN)), strict=True):
         low, middle, high = values.nanquantile(torch.tensor([0.1, 0.5, 0.9]), 0).numpy()
         ax.fill_between(seen.distance.numpy(), low, high, alpha=0.25)
         ax.plot(seen.distance.numpy(), middle, label="rays from the data")
         ax.set_xlabel("distance from the data, in units of x")
     panels[0].set(ylabel="E(x)", title="energy")
     panels[1].set(ylabel="|grad E(x)|", title="gradient", yscale="log")
-    panels[1].set_ylim(bottom=max(1e-12, float(panels[1].get_ylim()[0])))
-    panels[1].axhline(max(float(seen.data.median()), 1e-12), color="tab:green", ls="--", label="median at data")
-    if seen.chains is not None:
-        panels[1].axhline(max(float(seen.chains.median()), 1e-12), color="tab:red", ls=":", label="median at chains")
+    marks = [("data", seen.data, "tab:green", "--"), ("chains", seen.chains, "tab:red", ":")]
+    for name, norm, colour, style in marks:
+        if norm is not None:
+            height = max(float(norm.median()), SHOWN)
+            panels[1].axhline(height, color=colour, ls=style, lw=2, label=f"median at {name}")
     panels[1].legend(fontsize=8)
     return figure
