@@ -5,15 +5,16 @@ from ebm_lightning.callbacks import (
     Calibration,
     ChainDiagnostics,
     DivergenceGuard,
+    EnergyLandscape,
     OODDetection,
     SampleGrid,
 )
 from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
 from ebm_lightning.energies import JointEnergy
-from ebm_lightning.modules import JEM, ConditionalEBM
+from ebm_lightning.modules import JEM, ClassificationRBM, ConditionalEBM
 from ebm_lightning.partition import LogZ, ais, exact_log_z, reverse_ais
-from ebm_lightning.samplers import GHMC, HMC, MALA, SGLD, Sampler
-from ebm_lightning.supports import Box, Euclidean, Gaussian, Support
+from ebm_lightning.samplers import GHMC, HMC, MALA, SGLD, BlockGibbs, Sampler
+from ebm_lightning.supports import Binary, Box, Euclidean, Gaussian, Support
 
 __version__ = "0.1.0"
 
@@ -24,13 +25,17 @@ __all__ = [
     "MALA",
     "SGLD",
     "AISLogZ",
+    "Binary",
+    "BlockGibbs",
     "Box",
     "Calibration",
     "ChainDiagnostics",
     "Chains",
+    "ClassificationRBM",
     "ConditionalEBM",
     "DataInit",
     "DivergenceGuard",
+    "EnergyLandscape",
     "Euclidean",
     "Gaussian",
     "JointEnergy",

@@ -133,6 +133,32 @@ class Dequantised(Dataset[tuple[Tensor, Tensor]]):
         return dequantise(self.levels[indices], self.num_levels, self.support), self.labels[indices]
 
 
+class Binarised(Dataset[tuple[Tensor, Tensor]]):
+    """Grey images, each pixel drawn 0 or 1 anew each time a batch is taken, with its grey level as the probability.
+
+    References:
+        Salakhutdinov & Murray, On the quantitative analysis of deep belief networks, 2008.
+
+    Arguments:
+        probabilities: Shape (N, *shape), in [0, 1].
+        labels: Shape (N,).
+    """
+
+    def __init__(self, probabilities: Tensor, labels: Tensor) -> None:
+        self.probabilities = probabilities
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return torch.bernoulli(self.probabilities[i]), self.labels[i]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once; DataLoader takes this way when it is there."""
+        return torch.bernoulli(self.probabilities[indices]), self.labels[indices]
+
+
 class Digits(L.LightningDataModule):
     """scikit-learn's 1797 real digits, 8x8 pixels of 17 levels, dequantised into [-1, 1]. No download.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ebm_lightning.supports import Box, Support
+from ebm_lightning.supports import Binary, Box, Support
 
 OODSet = Callable[[Tensor, Support, torch.Generator], Tensor]
 """(x, support, generator) -> x': images x of shape (N, *shape), and as many that are out of distribution."""
@@ -27,9 +27,9 @@ def inverted(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
     """The negative of each image within its box.
 
     Raises:
-        ValueError: The support is no box.
+        ValueError: The support is no box and not binary.
     """
-    if not isinstance(support, Box):
+    if not isinstance(support, Box | Binary):
         raise ValueError(f"'inverted' images should live in a Box, got {type(support).__name__}.")
     return support.low + support.high - x
 

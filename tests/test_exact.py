@@ -100,7 +100,7 @@ def test_block_gibbs_annealing_of_an_rbm(with_data, seed):
 def test_rbm_weights_are_unbiased_with_one_temperature(seed):
     w, b, c = 0.5 * torch.randn(6, 4), torch.randn(6), torch.randn(4)
     truth = rbm_log_z(w, b, c)
-    result = rbm_ais(w, b, c, temperatures=2, chains=20_000, generator=make_generator(seed, "rbm"))
+    result = rbm_ais(w, b, c, data_mean=None, temperatures=2, chains=20_000, generator=make_generator(seed, "rbm"))
     assert z_score((result.log_weights - truth).exp(), 1.0) < 5
     with pytest.raises(ValueError, match="'data_mean' should be in"):
         rbm_ais(w, b, c, data_mean=torch.full((6,), 2.0))

@@ -4,7 +4,16 @@ from ebm_lightning.callbacks.ais_log_z import AISLogZ
 from ebm_lightning.callbacks.calibration import Calibration
 from ebm_lightning.callbacks.chain_diagnostics import ChainDiagnostics
 from ebm_lightning.callbacks.divergence_guard import DivergenceGuard
+from ebm_lightning.callbacks.energy_landscape import EnergyLandscape
 from ebm_lightning.callbacks.ood_detection import OODDetection
 from ebm_lightning.callbacks.sample_grid import SampleGrid
 
-__all__ = ["AISLogZ", "Calibration", "ChainDiagnostics", "DivergenceGuard", "OODDetection", "SampleGrid"]
+__all__ = [
+    "AISLogZ",
+    "Calibration",
+    "ChainDiagnostics",
+    "DivergenceGuard",
+    "EnergyLandscape",
+    "OODDetection",
+    "SampleGrid",
+]

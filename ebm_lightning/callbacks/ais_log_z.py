@@ -18,9 +18,10 @@ from ebm_lightning.partition.islands import Progress, combine, island_sizes, run
 from ebm_lightning.partition.log_z import LogZ
 from ebm_lightning.partition.plan import Plan, Schedule
 from ebm_lightning.partition.proposals import Proposal, Reference
+from ebm_lightning.partition.rbm import classification_rbm_ais
 from ebm_lightning.samplers import GHMC, HMC
 from ebm_lightning.streams import make_generator
-from ebm_lightning.supports import Box
+from ebm_lightning.supports import Binary, Box
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,6 +132,11 @@ class AISLogZ(Evaluation):
     def estimate(self, trainer: L.Trainer, module: ConditionalEBM) -> LogZ:
         """log Z from all ranks' islands; the same on every rank."""
         energy, support, device = module.energy, module.support, module.device
+        if isinstance(support, Binary):  # no gradient to follow: block Gibbs, the same on every rank
+            generator = make_generator(self.seed, "rbm", device=device)
+            return classification_rbm_ais(
+                energy, temperatures=self.temperatures, chains=self.chains, generator=generator
+            )
         proposal, rank, world = self.proposal or Reference(support), trainer.global_rank, trainer.world_size
         sizes = dict(enumerate(island_sizes(self.chains, self.chunk_size)))
         mine = {k: n for k, n in sizes.items() if k % world == rank}

@@ -13,7 +13,7 @@ from ebm_lightning.chains import ReplayBuffer
 from ebm_lightning.modules import JEM, ConditionalEBM
 from ebm_lightning.samplers import SGLD, Sampler
 from ebm_lightning.streams import make_generator
-from ebm_lightning.supports import Box
+from ebm_lightning.supports import Binary, Box
 
 
 class SampleGrid(L.Callback):
@@ -60,7 +60,7 @@ class SampleGrid(L.Callback):
         if not isinstance(pl_module, ConditionalEBM):
             raise ValueError(f"SampleGrid needs a ConditionalEBM or JEM, got {type(pl_module).__name__}.")
         box = pl_module.support
-        if not isinstance(box, Box) or len(box.shape) != 3 or box.shape[0] not in (1, 3):
+        if not isinstance(box, Box | Binary) or len(box.shape) != 3 or box.shape[0] not in (1, 3):
             raise ValueError(f"'support' should be a Box of images (1 or 3, H, W) for SampleGrid, got {box}.")
         if self.source == "chains" and not (isinstance(pl_module, JEM) and isinstance(pl_module.chains, ReplayBuffer)):
             raise ValueError("'source' should be 'fresh' for a module without a ReplayBuffer, got 'chains'.")

@@ -2,5 +2,6 @@
 
 from ebm_lightning.modules.conditional import ConditionalEBM
 from ebm_lightning.modules.jem import JEM
+from ebm_lightning.modules.rbm import ClassificationRBM
 
-__all__ = ["JEM", "ConditionalEBM"]
+__all__ = ["JEM", "ClassificationRBM", "ConditionalEBM"]

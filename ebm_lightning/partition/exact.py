@@ -1,19 +1,21 @@
-"""Log Z without sampling: closed forms, sums over grids fine enough to be exact, and sums over all states."""
+"""Log Z without sampling: closed forms, grids fine enough to be exact, and a choice among all that is exact."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from ebm_lightning.boltzmann import RBMLogits
 from ebm_lightning.energies import Energy, GaussianEnergy, JointEnergy, MixtureLogits
 from ebm_lightning.partition.log_z import LogZ
-from ebm_lightning.supports import Box, Euclidean, Support
-
-MOST_UNITS = 20
+from ebm_lightning.partition.states import binary_states, rbm_class_log_z
+from ebm_lightning.supports import Binary, Box, Euclidean, Support
 
 
 def exact_log_z(energy: Energy, support: Support) -> LogZ:
-    r"""log Z where it is known: linear logits on a box, Gaussians, Gaussian mixtures, and boxes of 1 or 2 dimensions.
+    r"""log Z where it is known: linear logits on a box, Gaussians, Gaussian mixtures, boxes of 1 or 2 dimensions, RBMs
+    whose smaller layer has at most 20 units, and any energy of at most 20 binary units.
 
     .. math:: \log Z_y = b_y + \sum_d \log \int_{low}^{high} e^{w_{yd} x} dx \quad \text{for logits } W x + b
 
@@ -27,6 +29,11 @@ def exact_log_z(energy: Energy, support: Support) -> LogZ:
     classifier = energy.classifier if isinstance(energy, JointEnergy) else energy
     if isinstance(classifier, nn.Sequential) and len(classifier) == 2 and isinstance(classifier[0], nn.Flatten):
         classifier = classifier[1]
+    if isinstance(energy, JointEnergy) and isinstance(classifier, RBMLogits) and energy.temperature == 1:
+        with torch.no_grad():
+            return _from_classes(rbm_class_log_z(classifier))
+    if isinstance(support, Binary):
+        return _over_corners(energy, support)
     if isinstance(energy, JointEnergy) and isinstance(classifier, nn.Linear) and isinstance(support, Box):
         return _from_classes(linear_log_z(classifier, support, energy.temperature))
     if isinstance(energy, JointEnergy) and isinstance(classifier, MixtureLogits) and isinstance(support, Euclidean):
@@ -90,51 +97,6 @@ def grid(support: Box, points: int, device: torch.device | str = "cpu") -> Tenso
     return torch.cartesian_prod(*[axis] * support.shape[0]).view(-1, support.shape[0])
 
 
-def enumeration(energy: Energy, units: int, chunk_size: int = 65_536) -> float:
-    """log Z in nats of an energy on {0, 1}^units, by summing all 2^units states.
-
-    Raises:
-        ValueError: More than 20 units.
-    """
-    with torch.no_grad():
-        log_p = [(-energy(states).double()).logsumexp(0) for states in binary_states(units, chunk_size)]
-    return float(torch.stack(log_p).logsumexp(0))
-
-
-def rbm_log_z(weights: Tensor, visible_bias: Tensor, hidden_bias: Tensor, chunk_size: int = 65_536) -> float:
-    r"""log Z in nats of a binary RBM, E(v, h) = -v W h - b v - c h, by summing the states of its smaller layer.
-
-    .. math:: Z = \sum_h e^{c h} \prod_i (1 + e^{b_i + (W h)_i})
-
-    Arguments:
-        weights: W, shape (V, H).
-        visible_bias: b, shape (V,).
-        hidden_bias: c, shape (H,).
-        chunk_size: States summed at once.
-
-    Raises:
-        ValueError: Both layers have more than 20 units.
-    """
-    w, b, c = weights.double(), visible_bias.double(), hidden_bias.double()
-    if len(b) < len(c):
-        w, b, c = w.T, c, b
-
-    def energy(h: Tensor) -> Tensor:
-        return -(h.double() @ c) - nn.functional.softplus(h.double() @ w.T + b).sum(1)
-
-    return enumeration(energy, len(c), chunk_size)
-
-
-def binary_states(units: int, chunk_size: int = 65_536) -> list[Tensor]:
-    """All states of {0, 1}^units, float32, in chunks of shape (chunk, units)."""
-    if units > MOST_UNITS:
-        raise ValueError(
-            f"'units' should be at most {MOST_UNITS} to enumerate, got {units}: 2^{units} states. Use annealing."
-        )
-    numbers = torch.arange(2**units).split(chunk_size)
-    return [(n[:, None] >> torch.arange(units) & 1).float() for n in numbers]
-
-
 def _mixture(mixture: MixtureLogits, temperature: float) -> LogZ:
     """At temperature T each component is a Gaussian to the power 1 / T, which integrates in closed form."""
     dimensions, power = mixture.means.shape[1], 1 / temperature
@@ -151,9 +113,20 @@ def _from_classes(per_class: Tensor) -> LogZ:
 def _by_quadrature(energy: Energy, support: Box) -> LogZ:
     if not isinstance(energy, JointEnergy):
         return LogZ(quadrature(energy, support))
-    x = grid(support, 512)
-    with torch.no_grad():
-        energies = energy(x).double()
-        log_p_y = torch.cat([energy.logits(chunk).double().log_softmax(1) for chunk in x.split(65_536)])
     cell = support.shape[0] * math.log((support.high - support.low) / 512)
-    return _from_classes((log_p_y - energies[:, None]).logsumexp(0) + cell)
+    return _from_classes(_sum_of_classes(energy, grid(support, 512).split(65_536)) + cell)
+
+
+def _over_corners(energy: Energy, support: Binary) -> LogZ:
+    states = (chunk.view(-1, *support.shape) for chunk in binary_states(math.prod(support.shape)))
+    if isinstance(energy, JointEnergy):
+        return _from_classes(_sum_of_classes(energy, states))
+    with torch.no_grad():
+        return LogZ(float(torch.stack([(-energy(x).double()).logsumexp(0) for x in states]).logsumexp(0)))
+
+
+@torch.no_grad()
+def _sum_of_classes(energy: JointEnergy, points: Iterable[Tensor]) -> Tensor:
+    """log of the sum over all points of exp(-E(x, y)), shape (K,), float64."""
+    log_p = [energy.logits(x).double().log_softmax(1) - energy(x).double()[:, None] for x in points]
+    return torch.stack([chunk.logsumexp(0) for chunk in log_p]).logsumexp(0)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ebm_lightning.supports import Box, Support
+from ebm_lightning.supports import Binary, Box, Support
 
 
 class Proposal(ABC):
@@ -40,7 +40,7 @@ class Reference(Proposal):
                 "Normal.fit(data), or train on a Box or Gaussian support."
             )
         self.support = support
-        self.uniform = isinstance(support, Box)
+        self.uniform = isinstance(support, Box | Binary)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.uniform:

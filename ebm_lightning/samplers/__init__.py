@@ -1,7 +1,8 @@
 """Markov kernels: energy + state + randomness."""
 
 from ebm_lightning.samplers.base import Sampler, State, eval_mode, quiet, value_and_gradient
+from ebm_lightning.samplers.gibbs import BlockGibbs
 from ebm_lightning.samplers.hmc import GHMC, HMC, MALA
 from ebm_lightning.samplers.sgld import SGLD
 
-__all__ = ["GHMC", "HMC", "MALA", "SGLD", "Sampler", "State", "eval_mode", "quiet", "value_and_gradient"]
+__all__ = ["GHMC", "HMC", "MALA", "SGLD", "BlockGibbs", "Sampler", "State", "eval_mode", "quiet", "value_and_gradient"]
