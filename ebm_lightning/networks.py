@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 class MLP(nn.Module):
@@ -69,4 +70,30 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers(x)
+        return logits
+
+
+class SpectrallyNormalised(nn.Module):
+    """A network whose convolutions and linear layers have largest singular value 1, so that energies cannot be steep.
+
+    The power iteration behind it runs in training mode alone, so chains, which see eval mode, do not move it. A
+    convolution is normalised as the matrix of its kernel, as usual, which is not quite its own norm.
+
+    References:
+        Miyato et al., Spectral normalization for generative adversarial networks, 2018.
+        https://arxiv.org/abs/1802.05957
+
+    Arguments:
+        network: Maps (N, *shape) to logits (N, K); its layers are changed in place.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        for layer in list(network.modules()):
+            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                spectral_norm(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
         return logits

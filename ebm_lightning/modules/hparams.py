@@ -65,7 +65,10 @@ def rebuild(value: Any, kind: type, argument: str, *, partial: bool = False) -> 
             f"'{argument}' should be given: {value['class_path']!r} cannot be rebuilt from its description as a "
             f"{kind.__name__}. Pass it, as in 'load_from_checkpoint(path, {argument}=...)'."
         )
-    return functools.partial(cls, **value["init_args"]) if partial else cls(**value["init_args"])
+    arguments = value["init_args"]
+    if issubclass(cls, nn.Module):  # networks may hold networks
+        arguments = {name: rebuild(inner, nn.Module, argument) for name, inner in arguments.items()}
+    return functools.partial(cls, **arguments) if partial else cls(**arguments)
 
 
 def _path(value: Any) -> str:
