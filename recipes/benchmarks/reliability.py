@@ -63,7 +63,7 @@ def plain_loop(folder: Path, harm: Harm) -> None:
     data.setup()
     loader = torch.utils.data.DataLoader(data.train, 64, shuffle=True, drop_last=True, collate_fn=lambda batch: batch)
     optimizer, buffer = torch.optim.Adam(net.parameters(), 1e-3), torch.rand(CHAINS, 1, 8, 8) * 2 - 1
-    path, step = folder / "last.ckpt", 0
+    path, step = folder / ("last.ckpt" if RANK == "0" else f"last-{RANK}.ckpt"), 0
     if path.exists():
         saved = torch.load(path, weights_only=True)
         net.load_state_dict(saved["model"])
