@@ -7,7 +7,7 @@ from torch import nn
 from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import enumeration, exact_log_z, quadrature, rbm_ais, rbm_log_z
-from ebm_lightning.partition.exact import linear_log_z
+from ebm_lightning.partition.exact import grid, linear_log_z
 from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Box, Euclidean
 from tests.conftest import z_score
@@ -25,6 +25,22 @@ def test_linear_logits_against_quadrature(box, temperature, seed):
     for y in range(3):
         by_class = quadrature(lambda x, y=y: energy(x, torch.full((len(x),), y)), box)
         assert float(exact.per_class[y]) == pytest.approx(by_class, abs=1e-4)
+
+
+def test_log_probabilities_are_normalised():
+    """Kills: log Z for log Z_y, a label's energy for the marginal one, the sign of either."""
+    energy = JointEnergy(MLP(2, 3, (8,)), Box(-1, 1, (2,)))
+    exact, x = exact_log_z(energy, energy.support), grid(energy.support, 300)
+    cell = 2 * math.log(2 / 300)
+    assert float(exact.log_prob(energy, x).logsumexp(0)) + cell == pytest.approx(0, abs=1e-4)
+    joint = torch.stack([exact.log_prob(energy, x, torch.full((len(x),), y)) for y in range(3)])
+    assert torch.allclose(joint.logsumexp(0), exact.log_prob(energy, x), atol=1e-5)
+    for y in range(3):
+        given = exact.log_prob(energy, x, torch.full((len(x),), y), given_label=True)
+        assert float(given.logsumexp(0)) + cell == pytest.approx(0, abs=1e-4)
+        assert torch.allclose(given + exact.prior[y].log(), joint[y], atol=1e-5)
+    with pytest.raises(ValueError, match="'y' should be labels"):
+        exact.log_prob(energy, x, given_label=True)
 
 
 def test_linear_logits_in_many_dimensions_do_not_overflow():
