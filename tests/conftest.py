@@ -2,12 +2,14 @@
 
 import math
 import os
+import signal
 
 import pytest
 import torch
 from torch import Tensor
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
 
 
 @pytest.fixture

@@ -117,5 +117,6 @@ def interrupt(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
     torch.set_num_threads(1)
     {"whole": whole, "deal": deal}[sys.argv[2]](Path(sys.argv[1]))

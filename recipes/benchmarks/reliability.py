@@ -207,6 +207,7 @@ def child(name: str, folder: Path) -> None:
             FAULTS[fault](x)
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
     TRAINERS[name](folder, harm)
 
 
