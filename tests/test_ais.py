@@ -101,7 +101,7 @@ def test_moves_are_as_long_as_the_pilot_aims_at(width, seed):
     energy = GaussianEnergy(torch.zeros(2), torch.full((2,), width))
     proposal = Normal(torch.zeros(2), torch.full((2,), 4 * width))
     result = ais(energy, Euclidean((2,)), proposal=proposal, temperatures=50, generator=make_generator(seed, "ais"))
-    assert 0.75 < float(result.acceptance.mean()) < 0.87
+    assert 0.65 < float(result.acceptance.mean()) < 0.8
 
 
 def test_far_modes_are_all_counted(seed):

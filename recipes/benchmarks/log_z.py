@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 def main(
     targets: tuple[str, ...] = (),
-    seeds: int = 5,
+    seeds: int = 20,
     kernel: Literal["ghmc", "hmc", "mala"] = "ghmc",
     resample: bool = True,
     rings: Path | None = None,
