@@ -126,3 +126,36 @@ def test_rings_records_log_z(tmp_path):
     assert metrics["log_likelihood"] == pytest.approx(-metrics["energy_data"] - metrics["log_z"])
     assert (tmp_path / "out" / "density.png").exists()
     assert torch.load(tmp_path / "out" / "model.ckpt", weights_only=True)["state_dict"]
+
+
+def test_the_bias_of_contrastive_divergence_is_drawn(tmp_path):
+    done = run(tmp_path, "contrastive_divergence.py", "--chains", "400", "--longest", "6", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "bias.json").read_text())
+    for start in ("CD-k, from the data", "short runs, from uniform noise"):
+        bias = results[start]["exact"]
+        assert len(bias) == 6
+        assert bias == sorted(bias, reverse=True)
+    assert (tmp_path / "out" / "cd_bias.png").stat().st_size > 10_000
+
+
+def test_statistical_physics_holds_estimates_against_truth(tmp_path):
+    arguments = ("--chains", "2000", "--sweeps", "20", "--temperatures", "50", "--output", "out")
+    done = run(tmp_path, "statistical_physics.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())
+    said = " ".join(row["what"] for row in rows)
+    assert all(word in said for word in ("tanh", "sigmoid", "ABA", "log Z"))
+    assert (tmp_path / "out" / "statistical_physics.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("recipe", ["mnist_rbm.py", "mnist_rbm_log_z.py"])
+def test_rbm_recipes_on_mnist(recipe, tmp_path):
+    data = Path(os.environ.get("EBM_DATA", RECIPES.parent.parent / "shared" / "data"))
+    if not (data / "MNIST").is_dir():
+        pytest.skip(f"MNIST is not in {data}; EBM_DATA names the folder that holds it.")
+    arguments = ("--data", str(data), "--size", "500", "--epochs", "1", "--hidden", "8", "--output", "out")
+    extra = ("--temperatures", "20", "--chains", "20") if "log_z" in recipe else ()
+    done = run(tmp_path, recipe, *arguments, *extra)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())
