@@ -1,60 +1,12 @@
-"""Where negatives start: a buffer of persistent chains, the data, or the support's reference density."""
+"""Persistent chains, kept in slots between the batches that they are drawn for."""
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ebm_lightning.chains.base import Chains
 from ebm_lightning.supports import Support
-
-
-class Chains(ABC):
-    """The starts of a batch of chains, and what becomes of their ends.
-
-    A plain object, never a module: DDP would overwrite a module's buffers from rank 0. All randomness comes from the
-    generator of each call; ``setup`` is called once, before the first ``draw``.
-    """
-
-    support: Support | None = None
-
-    def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
-        """Learn the domain of x, and, for chains that keep a label for life, the number of classes."""
-        self.support = support
-
-    @abstractmethod
-    def draw(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        data: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Starts of ``n`` chains, and the slots that they came from if they are kept.
-
-        Arguments:
-            n: Number of chains.
-            labels: Label of each chain, shape (n,), for class-conditional chains.
-            generator: Source of randomness.
-            data: The batch that the negatives will be held against, shape (n, *shape).
-        """
-
-    def store(self, index: Tensor | None, x: Tensor) -> None:  # noqa: B027 (most chains keep nothing)
-        """Keep the ends ``x`` of the chains drawn from the slots ``index``. Nothing by default."""
-
-    def restart(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:  # noqa: B027
-        """Start the chains of the slots ``index`` anew. Nothing by default."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`state_dict` gave."""
-
-    def deal(self, shares: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Take this rank's share of a saved run's chains, given what :meth:`state_dict` gave on each of its ranks."""
-        if len(shares) == world_size:
-            self.load_state_dict(shares[rank])
 
 
 class ReplayBuffer(Chains):
@@ -217,45 +169,3 @@ def _turns(shares: list[dict[str, Any]], group: int, rank: int, world_size: int)
         name: torch.cat([share[name].unflatten(0, (-1, group)) for share in shares])[rank::world_size].flatten(0, 1)
         for name in ("x", "age")
     }
-
-
-class DataInit(Chains):
-    """Chains that start at the data of the batch: contrastive divergence, CD-k with k the sampler's steps.
-
-    Biased for finite k: far from the data the energy goes unseen.
-
-    References:
-        Hinton, Training products of experts by minimizing contrastive divergence, 2002.
-    """
-
-    def draw(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        data: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        if data is None or len(data) != n:
-            rows = "None" if data is None else len(data)
-            raise ValueError(f"'data' should hold {n} rows for chains to start at, got {rows}.")
-        return data.detach().clone(), None
-
-
-class SupportInit(Chains):
-    """Chains that start at the support's reference density every time: short-run MCMC.
-
-    References:
-        Nijkamp et al., Learning non-convergent non-persistent short-run MCMC toward energy-based model, 2019.
-        https://arxiv.org/abs/1904.09770
-    """
-
-    def draw(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        data: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.support is None:
-            raise RuntimeError("This SupportInit has no support yet. Call 'setup(support)' first; 'fit' does it.")
-        return self.support.sample(n, generator=generator), None
