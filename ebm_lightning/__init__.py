@@ -14,6 +14,7 @@ from ebm_lightning.energies import JointEnergy
 from ebm_lightning.modules import JEM, ClassificationRBM, ConditionalEBM
 from ebm_lightning.partition import LogZ, ais, exact_log_z, reverse_ais
 from ebm_lightning.samplers import GHMC, HMC, MALA, PYLD, SGLD, BlockGibbs, Sampler
+from ebm_lightning.starts import ClassGaussians, Start
 from ebm_lightning.supports import Binary, Box, Euclidean, Gaussian, Support
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "Calibration",
     "ChainDiagnostics",
     "Chains",
+    "ClassGaussians",
     "ClassificationRBM",
     "ConditionalEBM",
     "DataInit",
@@ -45,6 +47,7 @@ __all__ = [
     "ReplayBuffer",
     "SampleGrid",
     "Sampler",
+    "Start",
     "Support",
     "SupportInit",
     "ais",

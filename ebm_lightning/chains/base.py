@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebm_lightning.starts import Start
 from ebm_lightning.supports import Support
 
 
@@ -14,9 +15,14 @@ class Chains(ABC):
 
     A plain object, never a module: DDP would overwrite a module's buffers from rank 0. All randomness comes from the
     generator of each call; ``setup`` is called once, before the first ``draw``.
+
+    Attributes:
+        support: The domain of x, once it is set up.
+        start: Where chains begin, if not in the support's reference density; ``fit`` fits it where it has to be.
     """
 
     support: Support | None = None
+    start: Start | None = None
 
     def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
         """Learn the domain of x, and, for chains that keep a label for life, the number of classes."""

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.chains.base import Chains
-from ebm_lightning.supports import Support
+from ebm_lightning.starts import Start
+from ebm_lightning.supports import Binary, Support
 
 
 class ReplayBuffer(Chains):
     r"""Persistent chains (PCD): each draw goes on where the slots' chains last ended.
 
-    With probability ``reinit_prob`` a chain starts anew from the support's reference density; 1 gives short-run
-    chains, 0 chains that live for ever. Slots are drawn without replacement: two chains never share one. Class c owns
-    the slots c, c + K, c + 2K, ... for life.
+    With probability ``reinit_prob`` a chain starts anew from ``start``; 1 gives short-run chains, 0 chains that live
+    for ever. Slots are drawn without replacement: two chains never share one. Class c owns the slots c, c + K,
+    c + 2K, ... for life.
 
     References:
         Tieleman, Training restricted Boltzmann machines using approximations to the likelihood gradient, 2008.
@@ -25,35 +26,46 @@ class ReplayBuffer(Chains):
         size: Number of chains on each rank; at least the batch size. JEM uses 10 000. A run that goes on with fewer
             ranks keeps every chain, so that its buffers grow, see :meth:`deal`.
         reinit_prob: Probability that a drawn chain starts anew.
+        start: Where chains begin and begin anew, those of a class in their class: by default, and in JEM, the support's
+            reference density; in JEM++ ``ClassGaussians()``.
 
     Raises:
         ValueError: ``size`` below 1, or ``reinit_prob`` outside [0, 1].
     """
 
-    def __init__(self, size: int = 10_000, reinit_prob: float = 0.05) -> None:
+    def __init__(self, size: int = 10_000, reinit_prob: float = 0.05, start: Start | None = None) -> None:
         if size < 1:
             raise ValueError(f"'size' should be at least 1, got {size}.")
         if not 0 <= reinit_prob <= 1:
             raise ValueError(f"'reinit_prob' should be in [0, 1], got {reinit_prob}.")
         self.size = size
         self.reinit_prob = reinit_prob
+        self.start = start
         self.num_classes: int | None = None
         self._x: Tensor | None = None
         self._age: Tensor | None = None
 
     def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
-        """Fill every slot with a draw of the support, on the generator's device.
+        """Fill every slot with a draw of ``start``, on the generator's device.
 
         Raises:
-            ValueError: The support has no finite mass, or ``size`` is not a multiple of ``num_classes``.
+            ValueError: The support has no finite mass to start in, ``start`` is given on :class:`Binary`, or ``size``
+                is not a multiple of ``num_classes``.
+            RuntimeError: ``start`` is not fitted yet.
         """
+        if self.start is not None and isinstance(support, Binary):
+            raise ValueError(
+                f"'start' should be None on Binary, whose points have nothing between them, got "
+                f"{type(self.start).__name__}. Drop it, or use a Box."
+            )
         if num_classes is not None and self.size % num_classes:
             raise ValueError(
                 f"'size' should be a multiple of the {num_classes} classes for class-conditional chains, "
                 f"got {self.size}. Use {max(1, self.size // num_classes) * num_classes}."
             )
         self.support, self.num_classes = support, num_classes
-        self._x = support.sample(self.size, generator=generator)
+        device = None if generator is None else generator.device
+        self._x = self._fresh(self.size, self._labels(torch.arange(self.size, device=device)), generator, device)
         self._age = torch.zeros(self.size, dtype=torch.long, device=self._x.device)
 
     @property
@@ -86,7 +98,7 @@ class ReplayBuffer(Chains):
         index = self._slots(n, generator) if labels is None else self._slots_of(labels, generator)
         x = self.x[index]
         restart = torch.rand(n, generator=generator, device=x.device) < self.reinit_prob
-        fresh = self.support.sample(n, generator=generator, device=x.device) if self.support is not None else x
+        fresh = self._fresh(n, labels, generator, x.device)
         self.age[index] = self.age[index].masked_fill(restart, 0)
         return torch.where(restart.view(-1, *[1] * (x.ndim - 1)), fresh, x), index
 
@@ -97,8 +109,8 @@ class ReplayBuffer(Chains):
         self.age[index] += 1
 
     def restart(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:
-        if index is not None and self.support is not None:
-            self.x[index] = self.support.sample(len(index), generator=generator)
+        if index is not None:
+            self.x[index] = self._fresh(len(index), self._labels(index), generator, self.x.device)
             self.age[index] = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,6 +151,17 @@ class ReplayBuffer(Chains):
         self._x = torch.cat([mine["x"].to(self.x), self.x[kept:]])
         self._age = torch.cat([mine["age"].to(self.age), self.age[kept:]])
         self.size = len(self._x)
+
+    def _fresh(self, n: int, labels: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+        """First places of ``n`` chains, in the support."""
+        assert self.support is not None
+        if self.start is None:
+            return self.support.sample(n, generator=generator, device=device)
+        return self.support.clamp(self.start.sample(n, labels, generator, device))
+
+    def _labels(self, slots: Tensor) -> Tensor | None:
+        """The classes that own ``slots``, where chains have one."""
+        return None if self.num_classes is None else slots % self.num_classes
 
     def _slots(self, n: int, generator: torch.Generator | None) -> Tensor:
         if self.num_classes is not None:
