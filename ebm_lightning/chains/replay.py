@@ -152,7 +152,9 @@ class ReplayBuffer(Chains):
         self._age = torch.cat([mine["age"].to(self.age), self.age[kept:]])
         self.size = len(self._x)
 
-    def _fresh(self, n: int, labels: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    def _fresh(
+        self, n: int, labels: Tensor | None, generator: torch.Generator | None, device: torch.device | None
+    ) -> Tensor:
         """First places of ``n`` chains, in the support."""
         assert self.support is not None
         if self.start is None:

@@ -63,7 +63,7 @@ def rebuild(value: Any, kind: type | tuple[type, ...], argument: str, *, partial
         importlib.import_module(module)
     cls = getattr(sys.modules.get(module), name, None)
     if value.get("init_args") is None or not (isinstance(cls, type) and issubclass(cls, kind)):
-        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))) or "nothing"
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))) or "class named for it"
         raise ValueError(
             f"'{argument}' should be given: {value['class_path']!r} cannot be rebuilt from its description as a "
             f"{wanted}. Pass it, as in 'load_from_checkpoint(path, {argument}=...)'."
@@ -77,7 +77,7 @@ def rebuild(value: Any, kind: type | tuple[type, ...], argument: str, *, partial
 
 def _named_kinds(cls: type, argument: str) -> tuple[type, ...]:
     """The classes that the constructor of ``cls`` names for ``argument``."""
-    parameter = inspect.signature(cls).parameters.get(argument)
+    parameter = inspect.signature(cls, eval_str=True).parameters.get(argument)
     annotation = None if parameter is None else parameter.annotation
     named = typing.get_args(annotation) or (annotation,)
     kinds = tuple(a for a in named if isinstance(a, type) and a is not object)
