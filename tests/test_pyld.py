@@ -1,7 +1,7 @@
 """PYLD against SGLD, against a reference written out with autograd, and against the law of its discretisation.
 
 Mutants that these tests kill: p from the first step for all; p of the wrong sign; the inner steps left out; log q left
-out of the inner steps or counted twice; noise in every inner step; the clamp on the sum of the inner steps in place of
+out of the inner steps, or taken for flat there; noise in every inner step; the clamp on the sum of the inner steps in place of
 each; a first layer that is not the one called with x.
 """
 
@@ -121,6 +121,15 @@ def test_a_first_block_that_bends_is_followed_between_the_passes(q, labelled, se
     if isinstance(q, Euclidean):
         linear = PYLD(0.1, 0.0, 4, 5)  # the block's own first layer
         assert torch.allclose(linear(energy, x), linear.as_sgld(energy, x), atol=1e-4)
+
+
+def test_a_linear_first_layer_follows_the_reference_density_between_the_passes(seed):
+    """The one thing that bends <h(x), p> - log q(x) then; SGLD's long step does not see it."""
+    network, q = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 4)), Gaussian(0.5, 0.6, (3,))
+    energy, x, kernel = JointEnergy(network, q), torch.randn(6, 3), PYLD(0.1, 0.0, 4, 5)
+    moved = kernel(energy, x)
+    assert torch.allclose(moved, by_hand(network, q, x, None, kernel), atol=1e-5)
+    assert (moved - kernel.as_sgld(energy, x)).abs().max() > 0.01
 
 
 def test_one_call_of_the_energy_for_each_pass(seed):
