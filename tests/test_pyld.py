@@ -1,8 +1,8 @@
 """PYLD against SGLD, against a reference written out with autograd, and against the law of its discretisation.
 
 Mutants that these tests kill: p from the first step for all; p of the wrong sign; the inner steps left out; log q left
-out of the inner steps, or taken for flat there; noise in every inner step; the clamp on the sum of the inner steps in place of
-each; a first layer that is not the one called with x.
+out of the inner steps, or taken for flat there; noise in every inner step; the clamp on the sum of the inner steps in
+place of each; a layer that is not called with x; every layer taken for linear; p still scaled, or rounded, under float16.
 """
 
 import functools

@@ -189,7 +189,7 @@ class _Split:
         if not found:
             raise ValueError(
                 f"'first' should be a layer that is called with x itself; {type(self.network).__name__} has none: it "
-                "changes x first, or is compiled. Make what it does to x a layer, name a submodule, or use SGLD."
+                "changes x first. Make what it does to x a layer, name a submodule that is, or use SGLD."
             )
         self.candidates = found
         value.register_hook(lambda gradient: scale.append(gradient.flatten()[0]))
