@@ -2,7 +2,8 @@
 
 Mutants that these tests kill: p from the first step for all; p of the wrong sign; the inner steps left out; log q left
 out of the inner steps, or taken for flat there; noise in every inner step; the clamp on the sum of the inner steps in
-place of each; a layer that is not called with x; every layer taken for linear; p still scaled, or rounded, under float16.
+place of each; a layer that is not called with x; every layer taken for linear; p still scaled, or rounded, under
+float16.
 """
 
 import functools
