@@ -13,7 +13,8 @@ from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
 from ebm_lightning.energies import JointEnergy
 from ebm_lightning.modules import JEM, ClassificationRBM, ConditionalEBM
 from ebm_lightning.partition import LogZ, ais, exact_log_z, reverse_ais
-from ebm_lightning.samplers import GHMC, HMC, MALA, SGLD, BlockGibbs, Sampler
+from ebm_lightning.samplers import GHMC, HMC, MALA, PYLD, SGLD, BlockGibbs, Sampler
+from ebm_lightning.starts import ClassGaussians, Start
 from ebm_lightning.supports import Binary, Box, Euclidean, Gaussian, Support
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "HMC",
     "JEM",
     "MALA",
+    "PYLD",
     "SGLD",
     "AISLogZ",
     "Binary",
@@ -31,6 +33,7 @@ __all__ = [
     "Calibration",
     "ChainDiagnostics",
     "Chains",
+    "ClassGaussians",
     "ClassificationRBM",
     "ConditionalEBM",
     "DataInit",
@@ -44,6 +47,7 @@ __all__ = [
     "ReplayBuffer",
     "SampleGrid",
     "Sampler",
+    "Start",
     "Support",
     "SupportInit",
     "ais",

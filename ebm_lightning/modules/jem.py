@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ebm_lightning.chains import Chains, ReplayBuffer
 from ebm_lightning.modules.conditional import ConditionalEBM, LRSchedulerCallable, OptimizerCallable, is_split
+from ebm_lightning.modules.first_pass import fit_starts
 from ebm_lightning.modules.hparams import rebuild
 from ebm_lightning.samplers import SGLD, Sampler, State, eval_mode
 from ebm_lightning.streams import make_generator
@@ -87,6 +88,7 @@ class JEM(ConditionalEBM):
         self._check_weights()
         self.chains: Chains = rebuild(chains, Chains, "chains") or ReplayBuffer()
         self.class_chains = copy.deepcopy(self.chains)
+        self.class_chains.start = self.chains.start  # fitted once, for both
         self.seed = seed
         self.last_move: State | None = None
         self.last_energies: tuple[Tensor, Tensor] | None = None
@@ -152,6 +154,7 @@ class JEM(ConditionalEBM):
 
     def on_fit_start(self) -> None:
         if self.generator is None:
+            fit_starts(self)
             self.start_chains()
         super().on_fit_start()
 
