@@ -17,6 +17,7 @@ from torch import nn
 from ebm_lightning import JEM, Box, ReplayBuffer
 from ebm_lightning.data import Rings
 from ebm_lightning.networks import ConvNet
+from tests import two_loaders
 from tests.helpers import batches, jem, trainer
 from tests.runs import Rows, final, noisy
 
@@ -91,6 +92,17 @@ def deal(folder: Path) -> None:
     train(folder, folder / "step=6.ckpt", [Stop()], enable_checkpointing=False, max_steps=7)
 
 
+def separate(folder: Path) -> None:
+    """Two loaders on each rank, and on from a checkpoint within the second epoch and one at the end of the first."""
+    keep(folder, "separate", two_loaders.run(folder, trainer=distributed))
+    for step in (2, 3):
+        keep(
+            folder,
+            f"separate-{step}",
+            two_loaders.run(folder, folder / "saved" / f"step={step}.ckpt", trainer=distributed),
+        )
+
+
 class Dies(L.Callback):
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -119,4 +131,4 @@ def interrupt(folder: Path) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
     torch.set_num_threads(1)
-    {"whole": whole, "deal": deal}[sys.argv[2]](Path(sys.argv[1]))
+    {"whole": whole, "deal": deal, "separate": separate}[sys.argv[2]](Path(sys.argv[1]))

@@ -12,7 +12,7 @@ from ebm_lightning.supports import Box
 
 
 class ImageArrays(Images):
-    """Images in a NumPy file with ``x_train, y_train, x_test, y_test``; in all else :class:`~ebm_lightning.data.Images`.
+    """Images in a NumPy file with ``x_train, y_train, x_test, y_test``; else :class:`~ebm_lightning.data.Images`.
 
     Images are uint8, of shape (N, H, W, C) or, if grey, (N, H, W); labels are integers from 0. ``support`` and
     ``num_classes`` follow from the file.
@@ -65,7 +65,7 @@ def array_source(name: str) -> Source:
 
 
 def _read(path: Path, split: Split) -> tuple[Tensor, Tensor]:
-    with np.load(path) as arrays:
+    with open(path, "rb") as file, np.load(file) as arrays:
         images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
         raise ValueError(

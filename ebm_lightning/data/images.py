@@ -42,7 +42,7 @@ class Images(L.LightningDataModule):
         root: Folder that holds the images, in torchvision's layout.
         batch_size: Images in a training batch on each rank.
         val_size: Images held out from the training images; 0 for no validation.
-        augment: ``"crop"`` pads training images by reflection, by an eighth of a side, and crops them at random;
+        augment: ``"crop"`` pads training images by reflection, by 4 pixels of 32 or 2 of 28, and crops them at random;
             ``"crop-flip"`` also mirrors half of them left to right.
         noise_std: Standard deviation of Gaussian noise on training images, in units of x, reflected into the box (JEM:
             0.03). It is ``data_noise`` of :class:`~ebm_lightning.JEM`, which would be added to it.
