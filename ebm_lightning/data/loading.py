@@ -30,8 +30,8 @@ def dequantise(levels: Tensor, num_levels: int, support: Box, generator: torch.G
         generator: Source of u; the global one by default, so that each epoch and worker draws anew.
     """
     u = torch.rand(levels.shape, generator=generator)
-    x = levels + u
     # In place: images are large, and every batch of them comes through here.
+    x = u.to(torch.result_type(levels, u)).add_(levels)
     return x.mul_(support.high - support.low).div_(num_levels).add_(support.low).clamp_(support.low, support.high)
 
 
