@@ -17,6 +17,7 @@ from torch import nn
 from ebm_lightning import JEM, Box, ClassGaussians, ReplayBuffer
 from ebm_lightning.data import Rings
 from ebm_lightning.networks import ConvNet
+from tests import two_loaders
 from tests.helpers import batches, jem, trainer
 from tests.runs import Rows, final, noisy
 
@@ -105,6 +106,17 @@ def gaussians(folder: Path) -> None:
         keep(folder, job, final(module) | {"counts": start.counts, "means": start.means, "factors": start.factors})
 
 
+def separate(folder: Path) -> None:
+    """Two loaders on each rank, and on from a checkpoint within the second epoch and one at the end of the first."""
+    keep(folder, "separate", two_loaders.run(folder, trainer=distributed))
+    for step in (2, 3):
+        keep(
+            folder,
+            f"separate-{step}",
+            two_loaders.run(folder, folder / "saved" / f"step={step}.ckpt", trainer=distributed),
+        )
+
+
 class Dies(L.Callback):
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -133,4 +145,5 @@ def interrupt(folder: Path) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
     torch.set_num_threads(1)
-    {"whole": whole, "deal": deal, "gaussians": gaussians}[sys.argv[2]](Path(sys.argv[1]))
+    jobs = {"whole": whole, "deal": deal, "gaussians": gaussians, "separate": separate}
+    jobs[sys.argv[2]](Path(sys.argv[1]))

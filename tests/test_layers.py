@@ -21,7 +21,7 @@ ALLOWED = {
     "modules": {"torch", "lightning", "torchmetrics", "numpy"},
     "metrics": {"torch", "lightning", "torchmetrics"},
     "callbacks": {"torch", "lightning", "torchmetrics", "torchvision", "matplotlib"},
-    "data": {"torch", "torchdata", "lightning", "torchvision", "sklearn"},
+    "data": {"torch", "torchdata", "lightning", "torchvision", "numpy", "sklearn"},
 }
 LEFT_TO_RIGHT = {
     "streams": set(),
