@@ -11,7 +11,7 @@ from ebm_lightning.callbacks import (
 )
 from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
 from ebm_lightning.energies import JointEnergy
-from ebm_lightning.modules import JEM, ClassificationRBM, ConditionalEBM
+from ebm_lightning.modules import JEM, SADAJEM, ClassificationRBM, ConditionalEBM
 from ebm_lightning.partition import LogZ, ais, exact_log_z, reverse_ais
 from ebm_lightning.samplers import GHMC, HMC, MALA, PYLD, SGLD, BlockGibbs, Sampler
 from ebm_lightning.starts import ClassGaussians, Start
@@ -25,6 +25,7 @@ __all__ = [
     "JEM",
     "MALA",
     "PYLD",
+    "SADAJEM",
     "SGLD",
     "AISLogZ",
     "Binary",
