@@ -106,3 +106,17 @@ def test_the_schedule_refuses():
         WarmupMultiStep(optimizer, [8, 6])
     with pytest.raises(ValueError, match="'warmup_steps' should be 0 or positive, got -1"):
         WarmupMultiStep(optimizer, [8], warmup_steps=-1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_sweep_names_arguments_that_there_are(tmp_path, images):
+    sweep = yaml.safe_load((RECIPES / "configs" / "sweep.yaml").read_text())
+    config = next(part.removeprefix("--config=") for part in sweep["command"] if part.startswith("--config="))
+    given = {name: values["values"][-1] for name, values in sweep["parameters"].items()}
+    options = [f"--{name}={value}" for name, value in given.items()]
+    cli = train(["fit", "--config", str(small(RECIPES.parent / config, tmp_path)), *options])
+    assert cli.model.sampler.step_size == given["model.init_args.sampler.init_args.step_size"]
+    assert cli.model.sampler.steps == given["model.init_args.sampler.init_args.steps"]
+    assert cli.model.energy_l2 == given["model.init_args.energy_l2"]
+    assert cli.config["fit"]["seed_everything"] == given["seed_everything"]
+    assert sweep["metric"]["name"] == "val/accuracy"
