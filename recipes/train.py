@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> LightningCLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},  # a run that goes on writes its config again
         args=arguments,
     )
 

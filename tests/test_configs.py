@@ -52,6 +52,7 @@ def small(config: Path, folder: Path) -> Path:
     if "init_args" in model.get("chains", {}):
         model["chains"]["init_args"]["size"] = 40
     trainer = content["trainer"]
+    trainer["callbacks"][0]["init_args"]["dirpath"] = str(folder / "checkpoints")
     trainer["callbacks"] = [c for c in trainer["callbacks"] if "LearningRate" not in c["class_path"]]  # wants a logger
     trainer |= {"max_epochs": -1, "max_steps": 1, "accelerator": "cpu", "devices": 1}
     trainer |= {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
