@@ -11,7 +11,7 @@ def auroc(inside: torch.Tensor, outside: torch.Tensor, batches: int = 1) -> floa
     metric = OODScores()
     for a, b in zip(inside.chunk(batches), outside.chunk(batches), strict=True):
         metric.update(a, b)
-    return float(metric.compute())
+    return float(metric.compute()["auroc"])
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])

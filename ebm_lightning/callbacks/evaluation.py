@@ -1,9 +1,11 @@
 """What callbacks that measure on validation and test data share: one set of hooks for both stages."""
 
+import math
 from abc import abstractmethod
 from typing import Any, Literal
 
 import lightning as L
+from torch import Tensor
 
 from ebm_lightning.modules import ConditionalEBM
 
@@ -55,3 +57,24 @@ class Evaluation(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.report("test", trainer, pl_module)
+
+
+class Quota:
+    """The first images of an epoch, up to ``limit`` over all ranks; all of them where it is None."""
+
+    def __init__(self, limit: int | None = None, world_size: int = 1) -> None:
+        self.seen = 0
+        self._limit = math.inf if limit is None else math.ceil(limit / world_size)
+
+    def take(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The first rows of each tensor, as many as are still wanted."""
+        wanted = int(min(self._limit - self.seen, len(tensors[0])))
+        self.seen += wanted
+        return tuple(tensor[:wanted] for tensor in tensors)
+
+
+def check_positive(**numbers: float | None) -> None:
+    """Raises ValueError for the first of the named numbers that is not positive; None passes."""
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"'{name}' should be positive, got {value}.")
