@@ -97,6 +97,7 @@ def _foreign(view: _View) -> Section:
         "each set.",
         tables,
         view.pictures("ood-*.png"),
+        columns=4,
     )
 
 

@@ -32,19 +32,20 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading, how to read what follows, and what follows."""
+    """A heading, how to read what follows, and what follows; pictures are ``columns`` side by side."""
 
     heading: str
     reading: str
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    columns: int = 2
 
 
 def compare(values: Sequence[float | None], better: Better = "neither", digits: int = 4) -> list[Cell]:
     """A cell for each value, the best one marked if there are two or more; a dash where there is none."""
     known = [v for v in values if v is not None and not math.isnan(v)]
     best = None if better == "neither" or len(known) < 2 else (max if better == "higher" else min)(known)
-    return [Cell("-") if v is None else Cell(f"{v:.{digits}f}", v == best) for v in values]
+    return [Cell("-") if v is None else Cell(_shown(v, digits), v == best) for v in values]
 
 
 def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
@@ -66,12 +67,16 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
     )
 
 
+def _shown(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.3g}"
+
+
 def _section(number: int, section: Section) -> str:
     tables = "".join(map(_table, section.tables))
     pictures = "".join(map(_picture, section.pictures))
     return (
         f'<section id="s{number}"><h2>{html.escape(section.heading)}</h2><p>{html.escape(section.reading)}</p>'
-        f'<div class="tables">{tables}</div><div class="pictures">{pictures}</div></section>'
+        f'<div class="tables">{tables}</div><div class="pictures c{section.columns}">{pictures}</div></section>'
     )
 
 
@@ -95,19 +100,21 @@ def _picture(picture: Picture) -> str:
 
 STYLE = """
 body { margin: 0; background: #f6f7f9; color: #1d2530; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px; }
+main { max-width: 1240px; margin: 0 auto; padding: 24px; }
 h1 { font-size: 28px; margin: 12px 0; }
 h2 { font-size: 20px; margin: 0 0 4px; }
 ul { margin: 0 0 12px; padding-left: 20px; color: #4a5565; font-size: 14px; }
 nav { margin-bottom: 20px; font-size: 14px; } a { color: #1f5fbf; text-decoration: none; }
 section { background: #fff; border: 1px solid #e2e6ec; border-radius: 8px; padding: 18px 22px; margin-bottom: 18px; }
 section p { margin: 0 0 14px; color: #4a5565; max-width: 80ch; }
-.tables, .pictures { display: flex; flex-wrap: wrap; gap: 18px; align-items: flex-start; }
-.pictures { margin-top: 14px; }
+.tables { display: flex; flex-wrap: wrap; gap: 18px 40px; align-items: flex-start; }
+.pictures { display: grid; gap: 14px; margin-top: 14px; }
+.c2 { grid-template-columns: repeat(2, minmax(0, 560px)); } .c4 { grid-template-columns: repeat(4, 1fr); }
+@media (max-width: 800px) { .c4 { grid-template-columns: repeat(2, 1fr); } }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px; border-bottom: 1px solid #e9ecf1; text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; font-weight: 500; } thead th { color: #66707f; font-weight: 600; }
 td.best { font-weight: 700; color: #0b6b3a; }
-figure { margin: 0; flex: 1 1 300px; max-width: 500px; } img { max-width: 100%; height: auto; display: block; }
+figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: 13px; color: #66707f; }
 """
