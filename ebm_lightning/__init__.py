@@ -18,7 +18,8 @@ from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
 from ebm_lightning.energies import JointEnergy
 from ebm_lightning.modules import JEM, ClassificationRBM, ConditionalEBM
 from ebm_lightning.partition import LogZ, ais, exact_log_z, reverse_ais
-from ebm_lightning.samplers import GHMC, HMC, MALA, SGLD, BlockGibbs, Sampler
+from ebm_lightning.samplers import GHMC, HMC, MALA, PYLD, SGLD, BlockGibbs, Sampler
+from ebm_lightning.starts import ClassGaussians, Start
 from ebm_lightning.supports import Binary, Box, Euclidean, Gaussian, Support
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "JEM",
     "MALA",
     "PGD",
+    "PYLD",
     "SGLD",
     "AISLogZ",
     "Binary",
@@ -37,6 +39,7 @@ __all__ = [
     "Calibration",
     "ChainDiagnostics",
     "Chains",
+    "ClassGaussians",
     "ClassificationRBM",
     "ConditionalEBM",
     "DataInit",
@@ -54,6 +57,7 @@ __all__ = [
     "SampleGrid",
     "SampleQuality",
     "Sampler",
+    "Start",
     "Support",
     "SupportInit",
     "ais",

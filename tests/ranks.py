@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from ebm_lightning import JEM, Box, ReplayBuffer
+from ebm_lightning import JEM, Box, ClassGaussians, ReplayBuffer
 from ebm_lightning.data import Rings
 from ebm_lightning.networks import ConvNet
+from tests import two_loaders
 from tests.helpers import batches, jem, trainer
 from tests.runs import Rows, final, noisy
 
@@ -91,6 +92,31 @@ def deal(folder: Path) -> None:
     train(folder, folder / "step=6.ckpt", [Stop()], enable_checkpointing=False, max_steps=7)
 
 
+def gaussians(folder: Path) -> None:
+    """Chains that start in Gaussians fitted to an odd number of points; on from within an epoch, under another seed."""
+    saver = ModelCheckpoint(folder, "{step}-gaussians", save_top_k=-1, every_n_train_steps=1)
+    for job, checkpoint in (("gaussians", None), ("gaussians-again", folder / "step=3-gaussians.ckpt")):
+        L.seed_everything(0 if checkpoint is None else 99, verbose=False)
+        module, data = noisy(chains=ReplayBuffer(21, 0.5, ClassGaussians())), Rings(size=67, batch_size=8)
+        t = distributed(
+            folder, callbacks=[] if checkpoint else [saver], max_steps=5, enable_checkpointing=not checkpoint
+        )
+        t.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        start = module.chains.start
+        keep(folder, job, final(module) | {"counts": start.counts, "means": start.means, "factors": start.factors})
+
+
+def separate(folder: Path) -> None:
+    """Two loaders on each rank, and on from a checkpoint within the second epoch and one at the end of the first."""
+    keep(folder, "separate", two_loaders.run(folder, trainer=distributed))
+    for step in (2, 3):
+        keep(
+            folder,
+            f"separate-{step}",
+            two_loaders.run(folder, folder / "saved" / f"step={step}.ckpt", trainer=distributed),
+        )
+
+
 class Dies(L.Callback):
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -119,4 +145,5 @@ def interrupt(folder: Path) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
     torch.set_num_threads(1)
-    {"whole": whole, "deal": deal}[sys.argv[2]](Path(sys.argv[1]))
+    jobs = {"whole": whole, "deal": deal, "gaussians": gaussians, "separate": separate}
+    jobs[sys.argv[2]](Path(sys.argv[1]))

@@ -315,7 +315,8 @@ def test_bad_arguments(arguments, message):
 
 
 def test_batches_must_be_pairs(tmp_path):
-    with pytest.raises(ValueError, match=re.escape("'batch' should be (x, y), got Tensor")):
+    wanted = "'batch' should be (x, y), or in training a dictionary of two such pairs, 'clf' and 'gen', got Tensor"
+    with pytest.raises(ValueError, match=re.escape(wanted)):
         trainer(tmp_path).fit(jem(), DataLoader(GOOD_X, 8))
 
 

@@ -1,7 +1,7 @@
 """Several processes: exact resumes, chains dealt to other numbers of them, every loss, and one that dies.
 
 Mutants that these tests kill: only rank 0's chains saved; one generator for all ranks; rank 0's random state for all;
-chains dealt to rank 0 alone.
+chains dealt to rank 0 alone; Gaussians fitted to a rank's own share.
 """
 
 import itertools
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ebm_lightning.data import Rings
+from ebm_lightning.starts import ClassGaussians
 from tests.ranks import WEIGHTS, launch
 from tests.runs import same
 
@@ -109,3 +111,18 @@ def test_when_a_rank_dies_the_other_ends_with_an_error_and_a_whole_checkpoint(fo
     last = torch.load(folder / "die" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
     assert len(last["ranks"]) == 2
+
+
+def test_ranks_start_chains_in_the_same_gaussians_fitted_to_every_point(tmp_path):
+    assert together(tmp_path, "gaussians", 2) == [0, 0], logs(tmp_path, "gaussians")
+    whole = kept(tmp_path, "gaussians", 2)
+    for name in ("counts", "means", "factors"):
+        assert torch.equal(whole[0][name], whole[1][name])
+    data, alone = Rings(size=67), ClassGaussians()
+    data.setup()
+    alone.fit([data.train.tensors], 3)
+    assert torch.equal(whole[0]["counts"], alone.counts)
+    assert torch.allclose(whole[0]["means"], alone.means)
+    assert torch.allclose(whole[0]["factors"], alone.factors, atol=1e-6)
+    for rank, again in enumerate(kept(tmp_path, "gaussians-again", 2)):
+        assert not same(again, whole[rank]), rank

@@ -32,7 +32,9 @@ class ConditionalEBM(L.LightningModule):
     .. math:: -\log p(y|x) = E(x, y) - E(x) = -f(x)[y] + \log \sum_{y'} e^{f(x)[y']}
 
     Z and the reference density cancel, so nothing is sampled. Predictions are those of the classifier, bit for bit.
-    Batches are (x, y) with integer labels. ``self.energy`` is the :class:`~ebm_lightning.energies.JointEnergy`.
+    Batches are (x, y) with integer labels; a training batch may also be ``{"clf": (x, y), "gen": (x, y)}``, of which
+    the second serves the generative terms of a :class:`JEM` and is left alone here. ``self.energy`` is the
+    :class:`~ebm_lightning.energies.JointEnergy`.
 
     References:
         Grathwohl et al. 2020, sec. 3. https://arxiv.org/abs/1912.03263
@@ -124,12 +126,9 @@ class ConditionalEBM(L.LightningModule):
                 "Renumber the labels or change 'num_classes'."
             )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        x, y = self._checked(batch, batch_idx)
-        terms = self.loss_terms(x, y)
-        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        if self.halts_on_divergence and not torch.isfinite(loss):
-            raise RuntimeError(self._blow_up({name: value for name, (_, value) in terms.items()}))
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        terms = self.loss_terms(*self._training_batch(batch, batch_idx))
+        loss = self._total(terms)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/loss_{name}": value for name, (_, value) in terms.items()})
         return loss
@@ -222,9 +221,23 @@ class ConditionalEBM(L.LightningModule):
         logits = self(x)
         return {"logits": logits, "energy": self.energy.from_logits(logits, x)}
 
+    def _training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
+        """What :meth:`loss_terms` takes."""
+        return self._checked(batch["clf"] if is_split(batch) else batch, batch_idx)
+
+    def _total(self, terms: dict[str, tuple[float, Tensor]]) -> Tensor:
+        """The weighted sum. Raises RuntimeError if it is not finite, unless a DivergenceGuard looks after that."""
+        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        if self.halts_on_divergence and not torch.isfinite(loss):
+            raise RuntimeError(self._blow_up({name: value for name, (_, value) in terms.items()}))
+        return loss
+
     def _checked(self, batch: Any, batch_idx: int) -> Batch:
         if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise ValueError(f"'batch' should be (x, y), got {type(batch).__name__}. Change what the loader yields.")
+            raise ValueError(
+                f"'batch' should be (x, y), or in training a dictionary of two such pairs, 'clf' and 'gen', got "
+                f"{type(batch).__name__}. Change what the loader yields."
+            )
         x, y = batch
         if x.device.type == "cpu" or batch_idx == 0:
             self.check_batch(x, y)
@@ -236,3 +249,8 @@ class ConditionalEBM(L.LightningModule):
             f"The loss is not finite at step {self.global_step} ({terms}). Nothing was updated with it. "
             "Lower the learning rate."
         )
+
+
+def is_split(batch: Any) -> bool:
+    """Whether a training batch has a part of its own for each kind of term."""
+    return isinstance(batch, dict) and batch.keys() == {"clf", "gen"}

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import inspect
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,16 @@ def describe(value: Any) -> Any:
     return {"class_path": _path(type(value)), "init_args": _init_args(value)}
 
 
-def rebuild(value: Any, kind: type, argument: str, *, partial: bool = False) -> Any:
+def rebuild(value: Any, kind: type | tuple[type, ...], argument: str, *, partial: bool = False) -> Any:
     """The object that a description stands for; anything that is no description comes back as it is.
 
     Only subclasses of ``kind`` are built, from this library, from torch, or from modules already imported: a checkpoint
-    cannot run code of its own.
+    cannot run code of its own. What an object holds has to be of the class that its constructor names for it, as in
+    ``start: Start | None``; networks may hold networks.
 
     Arguments:
         value: An object, or its description.
-        kind: Base class of what may be built.
+        kind: Base class of what may be built, or several.
         argument: Name of the argument, for the error.
         partial: Give a ``functools.partial`` of the class instead of an instance.
 
@@ -61,14 +63,25 @@ def rebuild(value: Any, kind: type, argument: str, *, partial: bool = False) -> 
         importlib.import_module(module)
     cls = getattr(sys.modules.get(module), name, None)
     if value.get("init_args") is None or not (isinstance(cls, type) and issubclass(cls, kind)):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))) or "class named for it"
         raise ValueError(
             f"'{argument}' should be given: {value['class_path']!r} cannot be rebuilt from its description as a "
-            f"{kind.__name__}. Pass it, as in 'load_from_checkpoint(path, {argument}=...)'."
+            f"{wanted}. Pass it, as in 'load_from_checkpoint(path, {argument}=...)'."
         )
-    arguments = value["init_args"]
-    if issubclass(cls, nn.Module):  # networks may hold networks
-        arguments = {name: rebuild(inner, nn.Module, argument) for name, inner in arguments.items()}
+    arguments = {
+        name: rebuild(inner, _named_kinds(cls, name), argument) if isinstance(inner, dict) else inner
+        for name, inner in value["init_args"].items()
+    }
     return functools.partial(cls, **arguments) if partial else cls(**arguments)
+
+
+def _named_kinds(cls: type, argument: str) -> tuple[type, ...]:
+    """The classes that the constructor of ``cls`` names for ``argument``."""
+    parameter = inspect.signature(cls, eval_str=True).parameters.get(argument)
+    annotation = None if parameter is None else parameter.annotation
+    named = typing.get_args(annotation) or (annotation,)
+    kinds = tuple(a for a in named if isinstance(a, type) and a is not object)
+    return (*kinds, nn.Module) if issubclass(cls, nn.Module) else kinds
 
 
 def _path(value: Any) -> str:

@@ -3,12 +3,14 @@
 import copy
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ebm_lightning.chains import Chains, ReplayBuffer
-from ebm_lightning.modules.conditional import ConditionalEBM, LRSchedulerCallable, OptimizerCallable
+from ebm_lightning.modules.conditional import ConditionalEBM, LRSchedulerCallable, OptimizerCallable, is_split
+from ebm_lightning.modules.first_pass import fit_starts
 from ebm_lightning.modules.hparams import rebuild
 from ebm_lightning.samplers import SGLD, Sampler, State, eval_mode
 from ebm_lightning.streams import make_generator
@@ -86,6 +88,7 @@ class JEM(ConditionalEBM):
         self._check_weights()
         self.chains: Chains = rebuild(chains, Chains, "chains") or ReplayBuffer()
         self.class_chains = copy.deepcopy(self.chains)
+        self.class_chains.start = self.chains.start  # fitted once, for both
         self.seed = seed
         self.last_move: State | None = None
         self.last_energies: tuple[Tensor, Tensor] | None = None
@@ -93,15 +96,15 @@ class JEM(ConditionalEBM):
 
     # The terms of the loss: override these.
 
-    def loss_terms(self, x: Tensor, y: Tensor) -> dict[str, tuple[float, Tensor]]:
-        if self.data_noise:
-            noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-            x = self.support.reflect(x + self.data_noise * noise)
+    def loss_terms(
+        self, x: Tensor, y: Tensor, x_gen: Tensor | None = None, y_gen: Tensor | None = None
+    ) -> dict[str, tuple[float, Tensor]]:
+        """As for :class:`ConditionalEBM`; the generative terms take ``x_gen`` and ``y_gen`` where they are given."""
         terms: dict[str, tuple[float, Tensor]] = {}
         if self.conditional_weight:
             terms["clf"] = (self.conditional_weight, self.conditional_loss(x, y))
         if self.running_chains():
-            terms["gen"] = (1.0, self.generative_loss(x, y))
+            terms["gen"] = (1.0, self.generative_loss(x if x_gen is None else x_gen, y if y_gen is None else y_gen))
         return terms
 
     def generative_loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -142,8 +145,16 @@ class JEM(ConditionalEBM):
 
     # Lightning's hooks.
 
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.last_energies is not None:
+            energy_pos, energy_neg = self.last_energies
+            self.log_dict({"train/energy_pos": energy_pos, "train/energy_neg": energy_neg}, prog_bar=True)
+        return loss
+
     def on_fit_start(self) -> None:
         if self.generator is None:
+            fit_starts(self)
             self.start_chains()
         super().on_fit_start()
 
@@ -181,8 +192,20 @@ class JEM(ConditionalEBM):
 
     def _watch(self, energy_pos: Tensor, energy_neg: Tensor) -> None:
         self.last_energies = energy_pos.detach().mean(), energy_neg.detach().mean()
-        self.log("train/energy_pos", self.last_energies[0], prog_bar=True)
-        self.log("train/energy_neg", self.last_energies[1], prog_bar=True)
+
+    def _training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
+        pairs = (
+            [self._checked(pair, batch_idx) for pair in (batch["clf"], batch["gen"])]
+            if is_split(batch)
+            else [self._checked(batch, batch_idx)]
+        )
+        return tuple(part for x, y in pairs for part in (self._noisy(x), y))
+
+    def _noisy(self, x: Tensor) -> Tensor:
+        if not self.data_noise:
+            return x
+        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        return self.support.reflect(x + self.data_noise * noise)
 
     def _make_generator(self, *stream: str | int) -> torch.Generator:
         """This rank's, for the stream of that name."""

@@ -97,9 +97,11 @@ class ClassificationRBM(JEM):
         assert isinstance(self.classifier, RBMLogits)
         return self.classifier
 
-    def loss_terms(self, x: Tensor, y: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def loss_terms(
+        self, x: Tensor, y: Tensor, x_gen: Tensor | None = None, y_gen: Tensor | None = None
+    ) -> dict[str, tuple[float, Tensor]]:
         self.rbm.observe(x, y)
-        return super().loss_terms(x, y)
+        return super().loss_terms(x, y, x_gen, y_gen)
 
     def generative_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """As for JEM; with ``exact_gradient`` its value is the weighted negative log-likelihood itself, in nats."""

@@ -3,6 +3,19 @@
 from ebm_lightning.samplers.base import Sampler, State, eval_mode, quiet, value_and_gradient
 from ebm_lightning.samplers.gibbs import BlockGibbs
 from ebm_lightning.samplers.hmc import GHMC, HMC, MALA
+from ebm_lightning.samplers.pyld import PYLD
 from ebm_lightning.samplers.sgld import SGLD
 
-__all__ = ["GHMC", "HMC", "MALA", "SGLD", "BlockGibbs", "Sampler", "State", "eval_mode", "quiet", "value_and_gradient"]
+__all__ = [
+    "GHMC",
+    "HMC",
+    "MALA",
+    "PYLD",
+    "SGLD",
+    "BlockGibbs",
+    "Sampler",
+    "State",
+    "eval_mode",
+    "quiet",
+    "value_and_gradient",
+]

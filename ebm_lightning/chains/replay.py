@@ -1,68 +1,21 @@
-"""Where negatives start: a buffer of persistent chains, the data, or the support's reference density."""
+"""Persistent chains, kept in slots between the batches that they are drawn for."""
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebm_lightning.supports import Support
-
-
-class Chains(ABC):
-    """The starts of a batch of chains, and what becomes of their ends.
-
-    A plain object, never a module: DDP would overwrite a module's buffers from rank 0. All randomness comes from the
-    generator of each call; ``setup`` is called once, before the first ``draw``.
-    """
-
-    support: Support | None = None
-
-    def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
-        """Learn the domain of x, and, for chains that keep a label for life, the number of classes."""
-        self.support = support
-
-    @abstractmethod
-    def draw(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        data: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Starts of ``n`` chains, and the slots that they came from if they are kept.
-
-        Arguments:
-            n: Number of chains.
-            labels: Label of each chain, shape (n,), for class-conditional chains.
-            generator: Source of randomness.
-            data: The batch that the negatives will be held against, shape (n, *shape).
-        """
-
-    def store(self, index: Tensor | None, x: Tensor) -> None:  # noqa: B027 (most chains keep nothing)
-        """Keep the ends ``x`` of the chains drawn from the slots ``index``. Nothing by default."""
-
-    def restart(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:  # noqa: B027
-        """Start the chains of the slots ``index`` anew. Nothing by default."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`state_dict` gave."""
-
-    def deal(self, shares: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Take this rank's share of a saved run's chains, given what :meth:`state_dict` gave on each of its ranks."""
-        if len(shares) == world_size:
-            self.load_state_dict(shares[rank])
+from ebm_lightning.chains.base import Chains
+from ebm_lightning.starts import Start
+from ebm_lightning.supports import Binary, Support
 
 
 class ReplayBuffer(Chains):
     r"""Persistent chains (PCD): each draw goes on where the slots' chains last ended.
 
-    With probability ``reinit_prob`` a chain starts anew from the support's reference density; 1 gives short-run
-    chains, 0 chains that live for ever. Slots are drawn without replacement: two chains never share one. Class c owns
-    the slots c, c + K, c + 2K, ... for life.
+    With probability ``reinit_prob`` a chain starts anew from ``start``; 1 gives short-run chains, 0 chains that live
+    for ever. Slots are drawn without replacement: two chains never share one. Class c owns the slots c, c + K,
+    c + 2K, ... for life.
 
     References:
         Tieleman, Training restricted Boltzmann machines using approximations to the likelihood gradient, 2008.
@@ -73,35 +26,46 @@ class ReplayBuffer(Chains):
         size: Number of chains on each rank; at least the batch size. JEM uses 10 000. A run that goes on with fewer
             ranks keeps every chain, so that its buffers grow, see :meth:`deal`.
         reinit_prob: Probability that a drawn chain starts anew.
+        start: Where chains begin and begin anew, those of a class in their class: by default, and in JEM, the support's
+            reference density; in JEM++ ``ClassGaussians()``.
 
     Raises:
         ValueError: ``size`` below 1, or ``reinit_prob`` outside [0, 1].
     """
 
-    def __init__(self, size: int = 10_000, reinit_prob: float = 0.05) -> None:
+    def __init__(self, size: int = 10_000, reinit_prob: float = 0.05, start: Start | None = None) -> None:
         if size < 1:
             raise ValueError(f"'size' should be at least 1, got {size}.")
         if not 0 <= reinit_prob <= 1:
             raise ValueError(f"'reinit_prob' should be in [0, 1], got {reinit_prob}.")
         self.size = size
         self.reinit_prob = reinit_prob
+        self.start = start
         self.num_classes: int | None = None
         self._x: Tensor | None = None
         self._age: Tensor | None = None
 
     def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
-        """Fill every slot with a draw of the support, on the generator's device.
+        """Fill every slot with a draw of ``start``, on the generator's device.
 
         Raises:
-            ValueError: The support has no finite mass, or ``size`` is not a multiple of ``num_classes``.
+            ValueError: The support has no finite mass to start in, ``start`` is given on :class:`Binary`, or ``size``
+                is not a multiple of ``num_classes``.
+            RuntimeError: ``start`` is not fitted yet.
         """
+        if self.start is not None and isinstance(support, Binary):
+            raise ValueError(
+                f"'start' should be None on Binary, whose points have nothing between them, got "
+                f"{type(self.start).__name__}. Drop it, or use a Box."
+            )
         if num_classes is not None and self.size % num_classes:
             raise ValueError(
                 f"'size' should be a multiple of the {num_classes} classes for class-conditional chains, "
                 f"got {self.size}. Use {max(1, self.size // num_classes) * num_classes}."
             )
         self.support, self.num_classes = support, num_classes
-        self._x = support.sample(self.size, generator=generator)
+        device = None if generator is None else generator.device
+        self._x = self._fresh(self.size, self._labels(torch.arange(self.size, device=device)), generator, device)
         self._age = torch.zeros(self.size, dtype=torch.long, device=self._x.device)
 
     @property
@@ -134,7 +98,7 @@ class ReplayBuffer(Chains):
         index = self._slots(n, generator) if labels is None else self._slots_of(labels, generator)
         x = self.x[index]
         restart = torch.rand(n, generator=generator, device=x.device) < self.reinit_prob
-        fresh = self.support.sample(n, generator=generator, device=x.device) if self.support is not None else x
+        fresh = self._fresh(n, labels, generator, x.device)
         self.age[index] = self.age[index].masked_fill(restart, 0)
         return torch.where(restart.view(-1, *[1] * (x.ndim - 1)), fresh, x), index
 
@@ -145,8 +109,8 @@ class ReplayBuffer(Chains):
         self.age[index] += 1
 
     def restart(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:
-        if index is not None and self.support is not None:
-            self.x[index] = self.support.sample(len(index), generator=generator)
+        if index is not None:
+            self.x[index] = self._fresh(len(index), self._labels(index), generator, self.x.device)
             self.age[index] = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,6 +152,19 @@ class ReplayBuffer(Chains):
         self._age = torch.cat([mine["age"].to(self.age), self.age[kept:]])
         self.size = len(self._x)
 
+    def _fresh(
+        self, n: int, labels: Tensor | None, generator: torch.Generator | None, device: torch.device | None
+    ) -> Tensor:
+        """First places of ``n`` chains, in the support."""
+        assert self.support is not None
+        if self.start is None:
+            return self.support.sample(n, generator=generator, device=device)
+        return self.support.clamp(self.start.sample(n, labels, generator, device))
+
+    def _labels(self, slots: Tensor) -> Tensor | None:
+        """The classes that own ``slots``, where chains have one."""
+        return None if self.num_classes is None else slots % self.num_classes
+
     def _slots(self, n: int, generator: torch.Generator | None) -> Tensor:
         if self.num_classes is not None:
             raise ValueError("'labels' should be given to a buffer of class-conditional chains, got None.")
@@ -217,45 +194,3 @@ def _turns(shares: list[dict[str, Any]], group: int, rank: int, world_size: int)
         name: torch.cat([share[name].unflatten(0, (-1, group)) for share in shares])[rank::world_size].flatten(0, 1)
         for name in ("x", "age")
     }
-
-
-class DataInit(Chains):
-    """Chains that start at the data of the batch: contrastive divergence, CD-k with k the sampler's steps.
-
-    Biased for finite k: far from the data the energy goes unseen.
-
-    References:
-        Hinton, Training products of experts by minimizing contrastive divergence, 2002.
-    """
-
-    def draw(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        data: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        if data is None or len(data) != n:
-            rows = "None" if data is None else len(data)
-            raise ValueError(f"'data' should hold {n} rows for chains to start at, got {rows}.")
-        return data.detach().clone(), None
-
-
-class SupportInit(Chains):
-    """Chains that start at the support's reference density every time: short-run MCMC.
-
-    References:
-        Nijkamp et al., Learning non-convergent non-persistent short-run MCMC toward energy-based model, 2019.
-        https://arxiv.org/abs/1904.09770
-    """
-
-    def draw(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        data: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.support is None:
-            raise RuntimeError("This SupportInit has no support yet. Call 'setup(support)' first; 'fit' does it.")
-        return self.support.sample(n, generator=generator), None

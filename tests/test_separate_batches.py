@@ -1,0 +1,71 @@
+"""Batches from two loaders go on exactly from any step, on one rank and on two.
+
+Mutants that these tests kill: orders that do not follow the epoch; the loader that was not through at an epoch's end
+going on in the middle; augmentation or noise from a generator that is not saved.
+"""
+
+import pytest
+import torch
+
+from tests.ranks import launch
+from tests.test_ranks import free_port, logs
+from tests.two_loaders import arrays, run
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+
+# Of 44 images. Epochs end when the first, the second, or both are through.
+SIZES = {"clf ends": (8, 4), "gen ends": (4, 8), "both end": (11, 11)}
+SETTINGS = {
+    "plain": {},
+    "validation in the epoch": {"val_check_interval": 2},
+    "no validation": {"limit_val_batches": 0},
+    "accumulation": {"accumulate_grad_batches": 2},
+    "part of the epoch": {"limit_train_batches": 3},
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_every_step_of_two_epochs_is_gone_on_from_bit_for_bit(settings, sizes, tmp_path):
+    arrays(tmp_path)
+    check(tmp_path, sizes, settings)
+
+
+def test_a_run_that_is_counted_in_steps_goes_on_too(tmp_path):
+    arrays(tmp_path)
+    check(tmp_path, (8, 4), {"max_epochs": -1, "max_steps": 10})
+
+
+def check(folder, sizes, settings) -> None:
+    whole = run(folder, sizes=sizes, **settings)
+    checkpoints = sorted((folder / "saved").glob("*.ckpt"))
+    assert len(checkpoints) > 3
+    assert len({tuple(x.tolist()) for x in whole["seen"]}) == len(whole["seen"])
+    for path in checkpoints:
+        loops = torch.load(path, weights_only=True)["loops"]["fit_loop"]
+        batches = loops["epoch_loop.batch_progress"]["total"]["ready"]
+        again = run(folder, path, sizes, **settings)
+        due = whole["seen"][batches:]
+        assert len(again["seen"]) == len(due), path.name
+        assert all(torch.equal(a, b) for a, b in zip(again["seen"], due, strict=True)), path.name
+        assert torch.equal(again["weights"], whole["weights"]), path.name
+
+
+def test_two_ranks_have_their_own_shares_and_go_on_bit_for_bit(tmp_path):
+    arrays(tmp_path)
+    processes = launch(tmp_path, "separate", 2, free_port())
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0], logs(tmp_path, "separate")
+    finally:
+        for process in processes:
+            process.kill()
+    whole = [torch.load(tmp_path / f"separate-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert torch.equal(whole[0]["weights"], whole[1]["weights"])
+    assert len(whole[0]["seen"]) == 4
+    rows = [torch.cat(rank["seen"][:2]).view(-1, 192) for rank in whole]
+    assert len(torch.cat(rows).unique(dim=0)) == 4 * 12, "noise is never that of the other rank"
+    for step in (2, 3):
+        for rank in range(2):
+            again = torch.load(tmp_path / f"separate-{step}-{rank}.pt", weights_only=True)
+            assert all(torch.equal(a, b) for a, b in zip(again["seen"], whole[rank]["seen"][step:], strict=True))
+            assert torch.equal(again["weights"], whole[rank]["weights"])
