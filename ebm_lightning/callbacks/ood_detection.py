@@ -44,7 +44,7 @@ class OODDetection(Evaluation):
         stages: When to evaluate.
         directory: Where PNGs go; the trainer's log folder by default.
         seed: Of the sets that are drawn at random; each rank has its own stream.
-        limit: Most images of each set, over all ranks; all by default.
+        limit: Most images of each set, over all ranks, spread evenly over the test images; all by default.
 
     Raises:
         ValueError: A set is unknown, no score or two of one name. While running: images outside the support.
@@ -77,20 +77,24 @@ class OODDetection(Evaluation):
         pairs = [(name, score) for name in self.sets for score in self.scores] if stage in self.stages else []
         self.metrics = {pair: OODScores().to(module.device) for pair in pairs}
         self._generator = make_generator(self.seed, trainer.global_rank, "ood", stage, device=module.device)
-        self._quota = Quota(self.limit, trainer.world_size)
+        self._quota = self.quota(self.limit, stage, trainer)
 
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
         if not self.metrics:
             return
         if not self._quota.seen:
             self._observe_images(module, len(batch[0]))
-        (x,) = self._quota.take(batch[0])
+        if self._quota.full:
+            return
+        # Sets are made from whole batches: an interpolation needs other images beside those that are wanted.
+        made = {name: make(batch[0], module.support, self._generator) for name, make in self._makers().items()}
+        x, *others = self._quota.take(batch[0], *made.values())
         if not len(x):
             return
+        outside = {name: self._scores(module, other) for name, other in zip(made, others, strict=True)}
         inside = self._scores(module, x)
-        for name, source in self.sets.items():
-            made = self._scores(module, source(x, module.support, self._generator)) if callable(source) else {}
-            self._update(name, inside, made)
+        for name in self.sets:
+            self._update(name, inside, outside.get(name, {}))
 
     def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         first = next(iter(self.scores))
@@ -103,6 +107,9 @@ class OODDetection(Evaluation):
                     self._draw(trainer, name, score, metric, float(figures["auroc"]))
         if self.metrics:
             module.log("ood/images", float(self._quota.seen), sync_dist=True, reduce_fx="sum")
+
+    def _makers(self) -> dict[str, OODSet]:
+        return {name: source for name, source in self.sets.items() if callable(source)}
 
     def _observe_images(self, module: ConditionalEBM, batch_size: int) -> None:
         """Score the sets that are images; early, since weight averaging may take its weights back before the end."""

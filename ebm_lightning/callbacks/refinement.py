@@ -59,7 +59,7 @@ class Refinement(Evaluation):
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         names = [f"{what}_{k}" for what in ("accuracy", "energy_change") for k in self.steps if stage == "test"]
         self.metrics = {name: MeanMetric().to(module.device) for name in names}
-        self._quota = Quota(self.limit, trainer.world_size)
+        self._quota = self.quota(self.limit, stage, trainer)
         self._generator = make_generator(self.seed, trainer.global_rank, "refinement", device=module.device)
 
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:

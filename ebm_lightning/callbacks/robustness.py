@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Robustness(Evaluation):
-    """Accuracy at test under projected gradient descent and under Gaussian noise, on the first ``limit`` images.
+    """Accuracy at test under projected gradient descent and under Gaussian noise, on ``limit`` images spread evenly.
 
     Logs ``robust/linf_<eps>``, ``robust/l2_<eps>``, ``robust/noise_<std>``, ``robust/clean`` and ``robust/images``, and
     draws the curves (``robust/curves``). An image that a smaller ball holds an error for is in error in a larger one,
@@ -77,7 +77,7 @@ class Robustness(Evaluation):
         attacks = [_name(attack.norm, attack.eps) for attack in self._attacks]
         names = ["clean", *attacks, *(_name("noise", std) for std in self.noise)] if stage == "test" else []
         self.metrics = {name: MeanMetric().to(module.device) for name in names}
-        self._quota = Quota(self.limit, trainer.world_size)
+        self._quota = self.quota(self.limit, stage, trainer)
         self._generator = make_generator(self.seed, trainer.global_rank, "robustness", device=module.device)
 
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:

@@ -88,7 +88,7 @@ class SampleQuality(Evaluation):
 
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         self._active = stage == "test"
-        self._quota = Quota(self.limit, trainer.world_size)
+        self._quota = self.quota(self.limit, stage, trainer)
         self._seen = {"real": [], "fresh": [], "logits_real": [], "logits_fresh": []}
 
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
@@ -120,14 +120,14 @@ class SampleQuality(Evaluation):
         """
         if len(real) < 40:
             raise ValueError(f"'limit' should leave at least 40 test images to SampleQuality, got {len(real)}.")
-        reference, held_out = real[::2], real[1::2][: len(fresh)]
+        reference, held_out = real[::2], _spread(real[1::2], len(fresh))
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             torch.manual_seed(make_generator(self.seed, "subsets").initial_seed())
             figures = _distances(reference, fresh, self.label, "")
             figures |= _distances(reference, held_out, self.label, "_floor")
             if logits_real is not None and logits_fresh is not None:
                 figures |= _inception_score(logits_fresh, self.label, "")
-                figures |= _inception_score(logits_real[1::2][: len(fresh)], self.label, "_data")
+                figures |= _inception_score(_spread(logits_real[1::2], len(fresh)), self.label, "_data")
         counts = {"generated": len(fresh), "reference": len(reference), "held_out": len(held_out)}
         return figures | {name: float(n) for name, n in counts.items()}
 
@@ -153,6 +153,11 @@ class _Seen(nn.Identity):
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
+
+
+def _spread(rows: Tensor, n: int) -> Tensor:
+    """``n`` rows, or all there are, spread evenly."""
+    return rows[:: max(1, len(rows) // n)][:n]
 
 
 def _distances(real: Tensor, fake: Tensor, label: str, suffix: str) -> dict[str, float]:
