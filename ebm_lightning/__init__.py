@@ -1,13 +1,18 @@
 """Any classifier as a joint energy model, in an ordinary Lightning project."""
 
+from ebm_lightning.attacks import PGD
 from ebm_lightning.callbacks import (
     AISLogZ,
     Calibration,
     ChainDiagnostics,
     DivergenceGuard,
     EnergyLandscape,
+    FreshSamples,
     OODDetection,
+    Refinement,
+    Robustness,
     SampleGrid,
+    SampleQuality,
 )
 from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
 from ebm_lightning.energies import JointEnergy
@@ -24,6 +29,7 @@ __all__ = [
     "HMC",
     "JEM",
     "MALA",
+    "PGD",
     "PYLD",
     "SADAJEM",
     "SGLD",
@@ -41,12 +47,16 @@ __all__ = [
     "DivergenceGuard",
     "EnergyLandscape",
     "Euclidean",
+    "FreshSamples",
     "Gaussian",
     "JointEnergy",
     "LogZ",
     "OODDetection",
+    "Refinement",
     "ReplayBuffer",
+    "Robustness",
     "SampleGrid",
+    "SampleQuality",
     "Sampler",
     "Start",
     "Support",

@@ -141,8 +141,8 @@ def main(
 
 def table(jem: dict[str, float], baseline: dict[str, float]) -> str:
     """The two models side by side, a line for each metric."""
-    lines = [f"{'':24}{'JEM':>12}{'classifier':>12}"]
-    lines += [f"{name:24}{jem[name]:12.4f}{baseline[name]:12.4f}" for name in jem]
+    lines = [f"{'':36}{'JEM':>12}{'classifier':>12}"]
+    lines += [f"{name:36}{jem[name]:12.4f}{baseline[name]:12.4f}" for name in jem]
     return "\n".join(lines)
 
 

@@ -40,7 +40,7 @@ def test_ood_auroc_is_that_of_the_scores(tmp_path, loader):
 
 def test_ood_at_validation_and_with_a_score_of_one_s_own(tmp_path, loader):
     module = image_jem()
-    callback = OODDetection(["noise"], score=lambda energy, x: x.flatten(1).std(1), stages=["val"])
+    callback = OODDetection(["noise"], scores=[lambda energy, x: x.flatten(1).std(1)], stages=["val"])
     t = trainer(tmp_path, callbacks=[callback])
     t.validate(module, loader, verbose=False)
     assert t.callback_metrics["ood/noise/auroc"] > 0

@@ -18,6 +18,10 @@ ALLOWED = {
     "partition": STDLIB_AND_TORCH,
     "networks": STDLIB_AND_TORCH,
     "ood": STDLIB_AND_TORCH,
+    "scores": STDLIB_AND_TORCH,
+    "attacks": STDLIB_AND_TORCH,
+    "features": STDLIB_AND_TORCH,
+    "report": set(),
     "modules": {"torch", "lightning", "torchmetrics", "numpy"},
     "metrics": {"torch", "lightning", "torchmetrics"},
     "callbacks": {"torch", "lightning", "torchmetrics", "torchvision", "matplotlib"},
@@ -34,10 +38,17 @@ LEFT_TO_RIGHT = {
     "chains": {"starts", "supports"},
     "partition": {"boltzmann", "energies", "supports", "samplers", "streams"},
     "ood": {"supports"},
+    "scores": {"energies", "samplers"},
+    "attacks": {"samplers", "supports"},
+    "features": set(),
+    "report": set(),
     "modules": {"boltzmann", "chains", "energies", "partition", "samplers", "starts", "streams", "supports"},
     "metrics": set(),
     "data": {"supports", "streams"},
-    "callbacks": {"chains", "energies", "metrics", "modules", "ood", "partition", "samplers", "streams", "supports"},
+    "callbacks": {
+        *("attacks", "chains", "energies", "metrics", "modules", "ood", "partition", "samplers", "scores", "streams"),
+        "supports",
+    },
 }
 INSIDE_FUNCTIONS_ONLY = {"matplotlib", "sklearn", "wandb"}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

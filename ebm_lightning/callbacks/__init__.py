@@ -5,8 +5,12 @@ from ebm_lightning.callbacks.calibration import Calibration
 from ebm_lightning.callbacks.chain_diagnostics import ChainDiagnostics
 from ebm_lightning.callbacks.divergence_guard import DivergenceGuard
 from ebm_lightning.callbacks.energy_landscape import EnergyLandscape
+from ebm_lightning.callbacks.fresh_samples import FreshSamples
 from ebm_lightning.callbacks.ood_detection import OODDetection
+from ebm_lightning.callbacks.refinement import Refinement
+from ebm_lightning.callbacks.robustness import Robustness
 from ebm_lightning.callbacks.sample_grid import SampleGrid
+from ebm_lightning.callbacks.sample_quality import SampleQuality
 
 __all__ = [
     "AISLogZ",
@@ -14,6 +18,10 @@ __all__ = [
     "ChainDiagnostics",
     "DivergenceGuard",
     "EnergyLandscape",
+    "FreshSamples",
     "OODDetection",
+    "Refinement",
+    "Robustness",
     "SampleGrid",
+    "SampleQuality",
 ]

@@ -31,10 +31,11 @@ class AISLogZ(Evaluation):
     r"""Estimates log Z every few epochs and at test, and with it the likelihood of the evaluated data.
 
     Logs ``ais/log_z``, ``ais/std_err``, ``ais/ess``, ``ais/reliable`` (1 or 0), the model's own class prior
-    ``ais/prior_<y>``, ``ais/log_likelihood`` in nats and, given ``num_levels``, ``ais/bits_per_dim``; draws the
-    effective sample size along the path. All hold for temperature 1: chains trained at another temperature leave
-    their mass elsewhere, and the likelihood will say so. A log Z that is too low makes data look too likely: read
-    the bits with ``ais/std_err`` beside them, and not at all where ``ais/reliable`` is 0.
+    ``ais/prior_<y>``, ``ais/log_likelihood`` in nats and, given ``num_levels``, ``ais/bits_per_dim`` with the error
+    that log Z leaves in it, ``ais/bits_per_dim_std_err``; draws the effective sample size along the path. All hold for
+    temperature 1: chains trained at another temperature leave their mass elsewhere, and the likelihood will say so. A
+    log Z that is too low makes data look too likely: read the bits with ``ais/std_err`` beside them, and not at all
+    where ``ais/reliable`` is 0.
 
     The pilot and the islands are dealt to the ranks; every island has a stream of its own, so N ranks give the
     estimate of one. Energies are those of the module in float32, autocast off, for chains and data alike.
@@ -168,6 +169,7 @@ class AISLogZ(Evaluation):
             nats = -figures["log_likelihood"] / math.prod(module.support.shape)
             width = module.support.high - module.support.low
             figures["bits_per_dim"] = nats / math.log(2) + math.log2(self.num_levels / width)
+            figures["bits_per_dim_std_err"] = result.std_err / (math.prod(module.support.shape) * math.log(2))
         return figures
 
 

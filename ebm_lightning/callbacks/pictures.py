@@ -7,7 +7,9 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torchvision.utils import save_image
+from torchvision.utils import make_grid, save_image
+
+from ebm_lightning.supports import Binary, Box, Support
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +39,24 @@ def publish(trainer: L.Trainer, key: str, picture: "Tensor | Figure", directory:
             from matplotlib.image import imread
 
             logger.experiment.add_image(key, imread(path)[..., :3], trainer.global_step, dataformats="HWC")
+
+
+def image_grid(x: Tensor, support: Box | Binary, columns: int, scale: int = 1) -> Tensor:
+    """Images (N, C, H, W) of the support as one picture (3, H', W') in [0, 1], each pixel ``scale`` pixels wide."""
+    x = x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    pixels = (x - support.low) / (support.high - support.low)
+    return make_grid(pixels, nrow=columns, padding=scale, pad_value=0.5)
+
+
+def image_support(support: Support, asker: str) -> Box | Binary:
+    """``support``, whose points can be drawn.
+
+    Raises:
+        ValueError: It is no box of images (1 or 3, H, W).
+    """
+    if not isinstance(support, Box | Binary) or len(support.shape) != 3 or support.shape[0] not in (1, 3):
+        raise ValueError(f"'support' should be a Box of images (1 or 3, H, W) for {asker}, got {support}.")
+    return support
 
 
 def _log_dir(trainer: L.Trainer) -> str:

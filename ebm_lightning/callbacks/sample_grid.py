@@ -4,16 +4,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
-from ebm_lightning.callbacks.pictures import publish
+from ebm_lightning.callbacks.fresh import chain_sampler, fresh_samples
+from ebm_lightning.callbacks.pictures import image_grid, image_support, publish
 from ebm_lightning.chains import ReplayBuffer
 from ebm_lightning.modules import JEM, ConditionalEBM
-from ebm_lightning.samplers import SGLD, Sampler
+from ebm_lightning.samplers import Sampler
 from ebm_lightning.streams import make_generator
-from ebm_lightning.supports import Binary, Box
 
 
 class SampleGrid(L.Callback):
@@ -59,9 +57,7 @@ class SampleGrid(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, ConditionalEBM):
             raise ValueError(f"SampleGrid needs a ConditionalEBM or JEM, got {type(pl_module).__name__}.")
-        box = pl_module.support
-        if not isinstance(box, Box | Binary) or len(box.shape) != 3 or box.shape[0] not in (1, 3):
-            raise ValueError(f"'support' should be a Box of images (1 or 3, H, W) for SampleGrid, got {box}.")
+        image_support(pl_module.support, "SampleGrid")
         if self.source == "chains" and not (isinstance(pl_module, JEM) and isinstance(pl_module.chains, ReplayBuffer)):
             raise ValueError("'source' should be 'fresh' for a module without a ReplayBuffer, got 'chains'.")
 
@@ -75,17 +71,11 @@ class SampleGrid(L.Callback):
     def _draw(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        box, x = pl_module.support, self._samples(pl_module)
-        x = x.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
-        pixels = (x - box.low) / (box.high - box.low)
-        grid = make_grid(pixels, nrow=round(self.samples**0.5), padding=self.scale, pad_value=0.5)
+        grid = image_grid(self._samples(pl_module), pl_module.support, round(self.samples**0.5), self.scale)
         publish(trainer, f"samples/{self.source}", grid, self.directory)
 
     def _samples(self, module: Any) -> Tensor:
         if self.source == "chains":
             return module.chains.x[module.chains.age.argsort(descending=True, stable=True)[: self.samples]]
         generator = make_generator(self.seed, "sample grid", device=module.device)
-        sampler = self.sampler or getattr(module, "sampler", None) or SGLD.jem()
-        start = module.support.sample(self.samples, generator=generator)
-        with torch.autocast(module.device.type, enabled=False):
-            return sampler(module.energy, start, support=module.support, generator=generator)
+        return fresh_samples(module, self.samples, chain_sampler(module, self.sampler), generator)

@@ -1,0 +1,120 @@
+"""A report as one HTML page that holds everything: pictures as data URIs, no script, no request to anywhere."""
+
+import base64
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+Better = Literal["higher", "lower", "neither"]
+
+
+class Cell(NamedTuple):
+    """A value as it is shown, and whether it is the best of those that it is compared with."""
+
+    text: str
+    best: bool = False
+
+
+class Table(NamedTuple):
+    """Rows of cells under columns; the first column names the rows."""
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+
+
+class Picture(NamedTuple):
+    """A PNG and what it shows."""
+
+    path: Path
+    caption: str
+
+
+class Section(NamedTuple):
+    """A heading, how to read what follows, and what follows; pictures are ``columns`` side by side."""
+
+    heading: str
+    reading: str
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    columns: int = 2
+
+
+def compare(values: Sequence[float | None], better: Better = "neither", digits: int = 4) -> list[Cell]:
+    """A cell for each value, the best one marked if there are two or more; a dash where there is none."""
+    known = [v for v in values if v is not None and not math.isnan(v)]
+    best = None if better == "neither" or len(known) < 2 else (max if better == "higher" else min)(known)
+    return [Cell("-") if v is None else Cell(_shown(v, digits), v == best) for v in values]
+
+
+def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
+    """The whole page.
+
+    Arguments:
+        title: Of the page.
+        facts: A line each, under the title: what was evaluated, on what, with which numbers.
+        sections: In order; those without tables and pictures hold a note alone.
+    """
+    lines = "".join(f"<li>{html.escape(fact)}</li>" for fact in facts)
+    links = " · ".join(f'<a href="#s{i}">{html.escape(s.heading)}</a>' for i, s in enumerate(sections))
+    body = "".join(_section(i, section) for i, section in enumerate(sections))
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1><ul>{lines}</ul>"
+        f"<nav>{links}</nav>{body}</main></body></html>\n"
+    )
+
+
+def _shown(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.3g}"
+
+
+def _section(number: int, section: Section) -> str:
+    tables = "".join(map(_table, section.tables))
+    pictures = "".join(map(_picture, section.pictures))
+    return (
+        f'<section id="s{number}"><h2>{html.escape(section.heading)}</h2><p>{html.escape(section.reading)}</p>'
+        f'<div class="tables">{tables}</div><div class="pictures c{section.columns}">{pictures}</div></section>'
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
+    rows = "".join(f"<tr><th>{html.escape(name)}</th>{''.join(map(_cell, cells))}</tr>" for name, cells in table.rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _cell(cell: Cell) -> str:
+    return f"<td{' class=best' if cell.best else ''}>{html.escape(cell.text)}</td>"
+
+
+def _picture(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode()
+    caption = html.escape(picture.caption)
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+STYLE = """
+body { margin: 0; background: #f6f7f9; color: #1d2530; font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1240px; margin: 0 auto; padding: 24px; }
+h1 { font-size: 28px; margin: 12px 0; }
+h2 { font-size: 20px; margin: 0 0 4px; }
+ul { margin: 0 0 12px; padding-left: 20px; color: #4a5565; font-size: 14px; }
+nav { margin-bottom: 20px; font-size: 14px; } a { color: #1f5fbf; text-decoration: none; }
+section { background: #fff; border: 1px solid #e2e6ec; border-radius: 8px; padding: 18px 22px; margin-bottom: 18px; }
+section p { margin: 0 0 14px; color: #4a5565; max-width: 80ch; }
+.tables { display: flex; flex-wrap: wrap; gap: 18px 40px; align-items: flex-start; }
+.pictures { display: grid; gap: 14px; margin-top: 14px; }
+.c2 { grid-template-columns: repeat(2, minmax(0, 560px)); } .c4 { grid-template-columns: repeat(4, 1fr); }
+@media (max-width: 800px) { .c4 { grid-template-columns: repeat(2, 1fr); } }
+table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 12px; border-bottom: 1px solid #e9ecf1; text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; font-weight: 500; } thead th { color: #66707f; font-weight: 600; }
+td.best { font-weight: 700; color: #0b6b3a; }
+figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
+figcaption { font-size: 13px; color: #66707f; }
+"""
