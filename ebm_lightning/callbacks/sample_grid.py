@@ -26,7 +26,8 @@ class SampleGrid(L.Callback):
         every_n_epochs: Epochs between pictures; 0 for one at the end only.
         samples: Pictures in the grid.
         source: "chains" takes the buffer's longest-lived chains; "fresh" starts at the support's reference.
-        sampler: Moves fresh chains; the module's own by default. Give it more steps than in training.
+        sampler: Moves fresh chains, computed as the module's are; the module's own by default. Give it more steps
+            than in training.
         directory: Where PNGs go; the trainer's log folder by default.
         scale: Whole factor by which pixels are enlarged.
         seed: Of fresh chains.
@@ -88,4 +89,5 @@ class SampleGrid(L.Callback):
         sampler = self.sampler or getattr(module, "sampler", None) or SGLD.jem()
         start = module.support.sample(self.samples, generator=generator)
         with torch.autocast(module.device.type, enabled=False):
-            return sampler(module.energy, start, support=module.support, generator=generator)
+            compute = getattr(module, "compute", None)
+            return sampler(module.energy, start, support=module.support, generator=generator, compute=compute)

@@ -12,7 +12,7 @@ from ebm_lightning.chains import Chains, ReplayBuffer
 from ebm_lightning.modules.conditional import ConditionalEBM, LRSchedulerCallable, OptimizerCallable, is_split
 from ebm_lightning.modules.first_pass import fit_starts
 from ebm_lightning.modules.hparams import rebuild
-from ebm_lightning.samplers import SGLD, Sampler, State, eval_mode
+from ebm_lightning.samplers import SGLD, Compute, Sampler, State, eval_mode
 from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Support
 
@@ -51,6 +51,8 @@ class JEM(ConditionalEBM):
         data_noise: Standard deviation of Gaussian noise added to training data, in units of x (JEM: 0.03).
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the schedule from the optimiser; it is stepped after every optimiser step.
+        compute: Precision, layout and compilation of the network while chains move, such as ``Compute.auto()``; the
+            loss itself is computed as the trainer has it. By default chains are computed likewise.
         seed: Of the chains; by default PyTorch's initial seed, which ``seed_everything`` sets. Each rank has its own
             stream.
 
@@ -74,6 +76,7 @@ class JEM(ConditionalEBM):
         data_noise: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        compute: Compute | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__(classifier, num_classes, support, optimizer=optimizer, lr_scheduler=lr_scheduler)
@@ -89,6 +92,7 @@ class JEM(ConditionalEBM):
         self.chains: Chains = rebuild(chains, Chains, "chains") or ReplayBuffer()
         self.class_chains = copy.deepcopy(self.chains)
         self.class_chains.start = self.chains.start  # fitted once, for both
+        self.compute: Compute | None = rebuild(compute, Compute, "compute")
         self.seed = seed
         self.last_move: State | None = None
         self.last_energies: tuple[Tensor, Tensor] | None = None
@@ -124,7 +128,9 @@ class JEM(ConditionalEBM):
         chains = self.chains if y is None else self.class_chains
         energy = self.energy if y is None else functools.partial(self.energy, y=y)
         start, index = chains.draw(len(x), y, self.generator, data=x)
-        self.last_move = self.sampler.run(energy, start, support=self.support, generator=self.generator)
+        self.last_move = self.sampler.run(
+            energy, start, support=self.support, generator=self.generator, compute=self.compute
+        )
         chains.store(index, self.last_move.x)
         self._last_slots = chains, index
         return self.last_move.x
