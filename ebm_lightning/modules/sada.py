@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ebm_lightning.chains import Chains
 from ebm_lightning.modules.conditional import LRSchedulerCallable, OptimizerCallable
 from ebm_lightning.modules.jem import JEM
-from ebm_lightning.samplers import Sampler
+from ebm_lightning.samplers import Compute, Sampler
 from ebm_lightning.supports import Support
 
 
@@ -64,6 +64,7 @@ class SADAJEM(JEM):
         data_noise: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        compute: Compute | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__(
@@ -80,6 +81,7 @@ class SADAJEM(JEM):
             data_noise=data_noise,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
+            compute=compute,
             seed=seed,
         )
         if not rho >= 0:
