@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from ebm_lightning import JEM
+from tests.pictures import made_up, write_idx
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SETS = ("noise", "shuffled", "inverted", "transposed", "flipped", "interpolated")
@@ -159,3 +161,31 @@ def test_rbm_recipes_on_mnist(recipe, tmp_path):
     done = run(tmp_path, recipe, *arguments, *extra)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+
+def test_mnist_trains_both_models_and_keeps_their_checkpoints(tmp_path):
+    write_idx(tmp_path / "data", sizes=(5200, 20))
+    small = ["--width", "2", "--batch_size", "50", "--generative_batch_size", "20", "--chain_steps", "2"]
+    few = ["--steps", "3", "--baseline_steps", "3", "--buffer_size", "40", "--evaluate", "false"]
+    done = run(tmp_path, "mnist.py", "--root", "data", *small, *few, "--progress_bar", "false")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "mnist-0"
+    assert set(json.loads((folder / "training.json").read_text())["val/accuracy"]) == {"baseline", "jem"}
+    assert JEM.load_from_checkpoint(folder / "jem.ckpt", weights_only=True).generative_weight == 1
+    assert JEM.load_from_checkpoint(folder / "baseline.ckpt", weights_only=True).generative_weight == 0
+    assert (folder / "samples-chains.png").exists()
+
+
+def test_own_model_trains_on_a_folder_of_images_and_goes_on(tmp_path):
+    for i in range(40):
+        (tmp_path / "images" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(made_up(1, (8, 8, 3), seed=i)[0][0].numpy()).save(tmp_path / "images" / str(i % 2) / f"{i}.png")
+    for epochs in ("1", "2"):
+        done = run(tmp_path, "own_model.py", "--images", "images", "--size", "8", "--epochs", epochs)
+        assert done.returncode == 0, done.stderr
+        assert ("Restored all states" in done.stderr) == (epochs == "2")
+    assert (tmp_path / "runs" / "own_model" / "last.ckpt").exists()
+
+
+def test_own_model_is_short():
+    assert len((RECIPES / "own_model.py").read_text().splitlines()) < 60
