@@ -68,7 +68,11 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
 
 
 def _shown(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.3g}"
+    """With ``digits`` after the point, fewer where there are many before it."""
+    size = abs(value)
+    if size >= 1e5 and math.isfinite(value):
+        return f"{value:.3g}"
+    return f"{value:.{digits if size < 10 else min(digits, 2) if size < 1000 else 0}f}"
 
 
 def _section(number: int, section: Section) -> str:
