@@ -16,9 +16,9 @@ from ebm_lightning.callbacks import (
 )
 from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
 from ebm_lightning.energies import JointEnergy
-from ebm_lightning.modules import JEM, ClassificationRBM, ConditionalEBM
+from ebm_lightning.modules import JEM, SADAJEM, ClassificationRBM, ConditionalEBM
 from ebm_lightning.partition import LogZ, ais, exact_log_z, reverse_ais
-from ebm_lightning.samplers import GHMC, HMC, MALA, PYLD, SGLD, BlockGibbs, Sampler
+from ebm_lightning.samplers import GHMC, HMC, MALA, PYLD, SGLD, BlockGibbs, Compute, Sampler
 from ebm_lightning.starts import ClassGaussians, Start
 from ebm_lightning.supports import Binary, Box, Euclidean, Gaussian, Support
 
@@ -31,6 +31,7 @@ __all__ = [
     "MALA",
     "PGD",
     "PYLD",
+    "SADAJEM",
     "SGLD",
     "AISLogZ",
     "Binary",
@@ -41,6 +42,7 @@ __all__ = [
     "Chains",
     "ClassGaussians",
     "ClassificationRBM",
+    "Compute",
     "ConditionalEBM",
     "DataInit",
     "DivergenceGuard",

@@ -4,7 +4,8 @@ An energy is a callable (N, *shape) -> (N,), lower where x is likelier, up to th
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ class JointEnergy(nn.Module):
         self.classifier = classifier
         self.support = support
         self.temperature = temperature
+        self._head_held = False
 
     def logits(self, x: Tensor) -> Tensor:
         """f(x) / T, shape (N, K), in float32 or better."""
@@ -65,20 +67,32 @@ class JointEnergy(nn.Module):
         negative = logits.logsumexp(1) if y is None else logits.gather(1, y[:, None]).squeeze(1)
         return -negative - self.support.log_q(x)
 
-    def _full_precision(self, x: Tensor) -> Tensor:
-        head = self._head() if torch.is_autocast_enabled(x.device.type) else None
+    @property
+    def head(self) -> nn.Linear | None:
+        """The last linear layer."""
+        return next((m for m in reversed(list(self.classifier.modules())) if isinstance(m, nn.Linear)), None)
+
+    @contextmanager
+    def head_in_float32(self) -> Iterator[None]:
+        """The head kept out of autocast for any number of evaluations; by itself, each sees to its own."""
+        head = None if self._head_held else self.head
         if head is None:
+            yield
+            return
+        handle, self._head_held = head.register_forward_hook(_linear_in_float32), True
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._head_held = False
+
+    def _full_precision(self, x: Tensor) -> Tensor:
+        if self._head_held or not torch.is_autocast_enabled(x.device.type):
             logits = self.classifier(x)
         else:
-            handle = head.register_forward_hook(_linear_in_float32)
-            try:
+            with self.head_in_float32():
                 logits = self.classifier(x)
-            finally:
-                handle.remove()
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-    def _head(self) -> nn.Linear | None:
-        return next((m for m in reversed(list(self.classifier.modules())) if isinstance(m, nn.Linear)), None)
 
 
 def _linear_in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -74,6 +74,50 @@ class ConvNet(nn.Module):
         return logits
 
 
+class StridedConvNet(nn.Module):
+    """Four convolutions with SiLU, the first and third halving the image, then one hidden layer.
+
+    Nothing runs at the image's full size: deeper than :class:`ConvNet` at four fifths of its cost. The features are
+    flattened, not pooled, so that the energy knows where in the image it is.
+
+    Arguments:
+        shape: Shape of one image (C, H, W), H and W multiples of 4.
+        num_classes: K.
+        width: The layers have 2, 2, 4 and 4 times as many channels.
+
+    Raises:
+        ValueError: H or W is no multiple of 4.
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int, width: int = 16) -> None:
+        super().__init__()
+        channels, height, breadth = shape
+        if height % 4 or breadth % 4:
+            raise ValueError(f"'shape' should have a height and width divisible by 4, got {tuple(shape)}. Pad images.")
+        self.shape = tuple(shape)
+        self.num_classes = num_classes
+        self.width = width
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 2 * width, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(4 * width, 4 * width, 3, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(width * height * breadth // 4, 8 * width),
+            nn.SiLU(),
+            nn.Linear(8 * width, num_classes),
+        )
+        self.layers.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
 class WideResNet(nn.Module):
     """The pre-activation wide residual network of the JEM lineage: biases on, no normalisation unless asked for.
 

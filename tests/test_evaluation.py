@@ -172,6 +172,18 @@ def test_robustness_never_grows_with_the_radius_and_keeps_to_the_limit(tmp_path,
     assert all(value * 30 == pytest.approx(round(value * 30), abs=1e-4) for value in found)
 
 
+def test_where_nothing_is_classified_correctly_nothing_is_attacked(tmp_path):
+    data = torch.utils.data.DataLoader(TensorDataset(torch.zeros(8, 2), torch.ones(8).long()), 4)
+    net = nn.Linear(2, 2)
+    with torch.no_grad():
+        net.bias.copy_(torch.tensor([9.0, 0.0]))
+    callback = Robustness([0.1], [0.1], [], limit=None)
+    (metrics,) = trainer(tmp_path, callbacks=[callback]).test(
+        ConditionalEBM(net, 2, Box(-1, 1, (2,))), data, verbose=False
+    )
+    assert (metrics["robust/clean"], metrics["robust/linf_0.1"], metrics["robust/l2_0.1"]) == (0, 0, 0)
+
+
 # Fresh samples.
 
 

@@ -30,7 +30,6 @@ from ebm_lightning.data import (
     shifted,
     stratified_order,
 )
-from ebm_lightning.data.datasets import folded
 from ebm_lightning.supports import Box
 from tests.conftest import z_score
 from tests.pictures import made_up, real, write_arrays, write_idx
@@ -100,14 +99,6 @@ def test_gaussian_noise_comes_after_dequantisation_and_is_reflected(seed):
     BOX.check(black)
     # Folding keeps squares: E (x + 1)^2 is that of u + noise, where clamping would halve the noise.
     assert z_score((black.flatten().double() + 1) ** 2, std**2 + width**2 / 3) < 5
-
-
-@pytest.mark.parametrize("reach", [1.9, 30.0])
-@pytest.mark.parametrize("box", [Box(-1, 1, (2,)), Box(-0.3, 0.4, (2,))])
-def test_folding_is_reflection(reach, box, seed):
-    x = (torch.rand(1000, 2) - 0.5) * reach * (box.high - box.low)
-    assert torch.allclose(folded(x, box), box.reflect(x), atol=1e-5)
-    box.check(folded(x, box))
 
 
 def test_evaluated_images_have_noise_of_their_own_that_stays(arrays, seed):

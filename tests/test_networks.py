@@ -5,7 +5,7 @@ import torch
 
 from ebm_lightning import JEM
 from ebm_lightning.modules.hparams import describe, rebuild
-from ebm_lightning.networks import MLP, SpectrallyNormalised, WideResNet
+from ebm_lightning.networks import MLP, ConvNet, SpectrallyNormalised, StridedConvNet, WideResNet
 from ebm_lightning.samplers import quiet, value_and_gradient
 from tests.helpers import BOX, batches, jem, trainer, weights
 
@@ -91,3 +91,26 @@ def test_a_wide_resnet_runs_channels_last_and_is_described_whole():
 def test_what_a_wide_resnet_cannot_be_is_named(arguments):
     with pytest.raises(ValueError, match=f"'{next(iter(arguments))}' should"):
         WideResNet(**arguments)
+
+
+def test_a_strided_network_halves_twice_and_reloads():
+    net = StridedConvNet((1, 28, 28), 10, width=4)
+    x = torch.randn(3, 1, 28, 28)
+    assert net.layers[:8](x).shape == (3, 16, 7, 7)
+    again = rebuild(describe(net), torch.nn.Module, "classifier")
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(x), net(x))
+    with pytest.raises(ValueError, match=r"divisible by 4, got \(1, 30, 28\)"):
+        StridedConvNet((1, 30, 28), 10)
+
+
+def test_a_strided_network_is_the_cheaper_one():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    costs: list[int] = []
+    for kind in (StridedConvNet, ConvNet):
+        net, counter = kind((1, 28, 28), 10), FlopCounterMode(display=False)
+        with counter:
+            net(torch.randn(1, 1, 28, 28))
+        costs.append(counter.get_total_flops())
+    assert costs[0] < 0.85 * costs[1]

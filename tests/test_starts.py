@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -247,6 +248,16 @@ def test_the_pass_changes_nothing_but_where_chains_start(given, tmp_path):
     assert start.counts.sum() == 29, "images that a loader drops are read too"
     assert torch.allclose(start.counts @ start.means[:, 0], X.sum(), atol=1e-5)
     assert informed.class_chains.start is informed.chains.start is start
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_of_two_loaders_the_generative_one_is_fitted(combined, tmp_path):
+    given = {"clf": batches(48, 8), "gen": batches(24, 8)}
+    alone, split = (jem(chains=ReplayBuffer(30, start=ClassGaussians())) for _ in range(2))
+    trainer(tmp_path).fit(alone, batches(24, 8))
+    trainer(tmp_path).fit(split, CombinedLoader(given, "min_size") if combined else given)
+    assert torch.equal(alone.chains.start.means, split.chains.start.means)
+    assert split.chains.start.counts.sum() == 24
 
 
 def test_what_a_sampler_of_the_users_leaves_out_is_not_read(tmp_path):

@@ -38,6 +38,19 @@ def test_reflect_never_leaves_the_box_by_rounding(seed):
     assert box.contains(box.reflect(x)).all()
 
 
+@pytest.mark.parametrize("reach", [0.9, 1.9, 30.0, 1e5])
+@pytest.mark.parametrize("box", [Box(-1, 1, (2,)), Box(-0.3, 0.4, (2,))])
+def test_reflection_is_that_of_the_remainder_and_turns_momenta_at_each_wall(box, reach, seed):
+    """Kills: a sign from one wall alone, a fold that serves one box's width on either side."""
+    x = (torch.rand(1000, 2, dtype=torch.float64) - 0.5) * reach * (box.high - box.low)
+    start, width = x.clone(), box.high - box.low
+    inside, sign = box.bounce(x)
+    assert torch.allclose(inside, box.high - ((x - box.low).remainder(2 * width) - width).abs(), atol=1e-9)
+    assert torch.equal(sign, 1 - 2 * ((x - box.low) / width).floor().remainder(2))
+    assert torch.equal(x, start), "the argument is left as it was"
+    assert torch.equal(sign, torch.where(box.reflect(x + 1e-7) > inside, 1.0, -1.0).double()), "the slope of the fold"
+
+
 def test_clamp_moves_to_the_wall():
     assert IMAGES.clamp(torch.tensor([-3.0, 0.5, 3.0])).tolist() == [-1, 0.5, 1]
 

@@ -34,7 +34,7 @@ def fresh_samples(
     batch_size: int = 250,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The ends of ``n`` chains, shape (n, *shape), started at the reference density.
+    """The ends of ``n`` chains, shape (n, *shape), started at the reference density and computed as the module's are.
 
     Arguments:
         module: Whose energy moves them.
@@ -45,12 +45,12 @@ def fresh_samples(
         batch_size: Most chains to run at once.
         progress: Wraps the loop over batches.
     """
-    parts = []
+    parts, compute = [], getattr(module, "compute", None)
     batches = range(0, n, batch_size)
     with torch.inference_mode(False), torch.autocast(module.device.type, enabled=False):
         for i in progress(batches) if progress else batches:
             y = None if labels is None else labels[i : i + batch_size].clone()
             energy = module.energy if y is None else functools.partial(module.energy, y=y)
             start = module.support.sample(min(batch_size, n - i), generator=generator)
-            parts.append(sampler(energy, start, support=module.support, generator=generator))
+            parts.append(sampler(energy, start, support=module.support, generator=generator, compute=compute))
     return torch.cat(parts)

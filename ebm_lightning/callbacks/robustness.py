@@ -110,11 +110,12 @@ class Robustness(Evaluation):
         for k in self.progress(order) if self.progress else order:
             attack = self._attacks[k]
             alive = standing[attack.norm].nonzero().squeeze(1)
-            attacked = attack(
-                module.energy.logits, x[alive], y[alive], support=module.support, generator=self._generator
-            )
             left = torch.zeros_like(standing[attack.norm])
-            left[alive] = self._right(module, attacked, y[alive]).bool()
+            if len(alive):
+                attacked = attack(
+                    module.energy.logits, x[alive], y[alive], support=module.support, generator=self._generator
+                )
+                left[alive] = self._right(module, attacked, y[alive]).bool()
             standing[attack.norm] = left
             self.metrics[_name(attack.norm, attack.eps)].update(left.float())
 

@@ -24,7 +24,8 @@ class SampleGrid(L.Callback):
         every_n_epochs: Epochs between pictures; 0 for one at the end only.
         samples: Pictures in the grid.
         source: "chains" takes the buffer's longest-lived chains; "fresh" starts at the support's reference.
-        sampler: Moves fresh chains; the module's own by default. Give it more steps than in training.
+        sampler: Moves fresh chains, computed as the module's are; the module's own by default. Give it more steps
+            than in training.
         directory: Where PNGs go; the trainer's log folder by default.
         scale: Whole factor by which pixels are enlarged.
         seed: Of fresh chains.

@@ -3,5 +3,6 @@
 from ebm_lightning.modules.conditional import ConditionalEBM
 from ebm_lightning.modules.jem import JEM
 from ebm_lightning.modules.rbm import ClassificationRBM
+from ebm_lightning.modules.sada import SADAJEM
 
-__all__ = ["JEM", "ClassificationRBM", "ConditionalEBM"]
+__all__ = ["JEM", "SADAJEM", "ClassificationRBM", "ConditionalEBM"]

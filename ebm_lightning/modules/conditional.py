@@ -105,6 +105,18 @@ class ConditionalEBM(L.LightningModule):
         """The weight and value of each term of the loss; term ``t`` is logged as ``train/loss_t``."""
         return {"clf": (1.0, self.conditional_loss(x, y))}
 
+    def compute_loss(self, *batch: Tensor) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
+        """The weighted sum of the terms of the loss, and the terms.
+
+        Raises:
+            RuntimeError: It is not finite, and no DivergenceGuard looks after that.
+        """
+        terms = self.loss_terms(*batch)
+        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        if self.halts_on_divergence and not torch.isfinite(loss):
+            raise RuntimeError(self._blow_up({name: value for name, (_, value) in terms.items()}))
+        return loss, terms
+
     # Lightning's hooks.
 
     def check_batch(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -127,8 +139,7 @@ class ConditionalEBM(L.LightningModule):
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        terms = self.loss_terms(*self._training_batch(batch, batch_idx))
-        loss = self._total(terms)
+        loss, terms = self.compute_loss(*self._training_batch(batch, batch_idx))
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/loss_{name}": value for name, (_, value) in terms.items()})
         return loss
@@ -224,13 +235,6 @@ class ConditionalEBM(L.LightningModule):
     def _training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
         """What :meth:`loss_terms` takes."""
         return self._checked(batch["clf"] if is_split(batch) else batch, batch_idx)
-
-    def _total(self, terms: dict[str, tuple[float, Tensor]]) -> Tensor:
-        """The weighted sum. Raises RuntimeError if it is not finite, unless a DivergenceGuard looks after that."""
-        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        if self.halts_on_divergence and not torch.isfinite(loss):
-            raise RuntimeError(self._blow_up({name: value for name, (_, value) in terms.items()}))
-        return loss
 
     def _checked(self, batch: Any, batch_idx: int) -> Batch:
         if not isinstance(batch, list | tuple) or len(batch) != 2:

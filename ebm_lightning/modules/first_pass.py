@@ -14,11 +14,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from ebm_lightning.modules.conditional import ConditionalEBM
+from ebm_lightning.modules.conditional import ConditionalEBM, is_split
 from ebm_lightning.modules.resume import random_state, set_random_state
 
 
@@ -54,9 +55,12 @@ def training_batches(trainer: L.Trainer) -> Iterable[Any]:
     """This rank's share of the training data, in an order that depends on the data alone.
 
     A data module, or a module, is asked for a loader anew; of one that was given to ``fit`` only the data set is read.
-    What is no DataLoader of a data set with a length is read as it comes, by each rank.
+    Of two loaders, that of the generative terms is read. What is no DataLoader of a data set with a length is read as
+    it comes, by each rank.
     """
     loader = trainer.fit_loop._data_source.dataloader()
+    loader = loader.iterables if isinstance(loader, CombinedLoader) else loader
+    loader = loader["gen"] if is_split(loader) else loader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader
     return DataLoader(

@@ -12,7 +12,8 @@ from ebm_lightning.chains import Chains, ReplayBuffer
 from ebm_lightning.modules.conditional import ConditionalEBM, LRSchedulerCallable, OptimizerCallable, is_split
 from ebm_lightning.modules.first_pass import fit_starts
 from ebm_lightning.modules.hparams import rebuild
-from ebm_lightning.samplers import SGLD, Sampler, State, eval_mode
+from ebm_lightning.modules.phases import differs_in_training, settled
+from ebm_lightning.samplers import SGLD, Compute, Sampler, State, eval_mode
 from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Support
 
@@ -51,6 +52,8 @@ class JEM(ConditionalEBM):
         data_noise: Standard deviation of Gaussian noise added to training data, in units of x (JEM: 0.03).
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the schedule from the optimiser; it is stepped after every optimiser step.
+        compute: Precision, layout and compilation of the network while chains move, such as ``Compute.auto()``; the
+            loss itself is computed as the trainer has it. By default chains are computed likewise.
         seed: Of the chains; by default PyTorch's initial seed, which ``seed_everything`` sets. Each rank has its own
             stream.
 
@@ -74,6 +77,7 @@ class JEM(ConditionalEBM):
         data_noise: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        compute: Compute | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__(classifier, num_classes, support, optimizer=optimizer, lr_scheduler=lr_scheduler)
@@ -89,7 +93,10 @@ class JEM(ConditionalEBM):
         self.chains: Chains = rebuild(chains, Chains, "chains") or ReplayBuffer()
         self.class_chains = copy.deepcopy(self.chains)
         self.class_chains.start = self.chains.start  # fitted once, for both
+        self.compute: Compute | None = rebuild(compute, Compute, "compute")
         self.seed = seed
+        self._shared: Tensor | None = None
+        self._shared_logits: Tensor | None = None
         self.last_move: State | None = None
         self.last_energies: tuple[Tensor, Tensor] | None = None
         self._last_slots: tuple[Chains, Tensor | None] | None = None
@@ -101,9 +108,12 @@ class JEM(ConditionalEBM):
     ) -> dict[str, tuple[float, Tensor]]:
         """As for :class:`ConditionalEBM`; the generative terms take ``x_gen`` and ``y_gen`` where they are given."""
         terms: dict[str, tuple[float, Tensor]] = {}
+        running, whole = bool(self.running_chains()), x_gen is None
+        if self.conditional_weight and running and whole and not differs_in_training(self.classifier):
+            return self._shared_terms(x, y)
         if self.conditional_weight:
             terms["clf"] = (self.conditional_weight, self.conditional_loss(x, y))
-        if self.running_chains():
+        if running:
             terms["gen"] = (1.0, self.generative_loss(x if x_gen is None else x_gen, y if y_gen is None else y_gen))
         return terms
 
@@ -119,12 +129,22 @@ class JEM(ConditionalEBM):
             loss = loss + self._class_chains_loss(x, y)
         return loss
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, shape (N, K); once for all terms of a loss that share the batch."""
+        if self._shared is None or x is not self._shared:
+            return super().forward(x)
+        if self._shared_logits is None:
+            self._shared_logits = super().forward(x)
+        return self._shared_logits
+
     def negatives(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """One negative for each row of ``x``, detached: from p(x), or from p(x|y) where ``y`` is given."""
         chains = self.chains if y is None else self.class_chains
         energy = self.energy if y is None else functools.partial(self.energy, y=y)
         start, index = chains.draw(len(x), y, self.generator, data=x)
-        self.last_move = self.sampler.run(energy, start, support=self.support, generator=self.generator)
+        self.last_move = self.sampler.run(
+            energy, start, support=self.support, generator=self.generator, compute=self.compute
+        )
         chains.store(index, self.last_move.x)
         self._last_slots = chains, index
         return self.last_move.x
@@ -167,28 +187,50 @@ class JEM(ConditionalEBM):
 
     # What the terms are made of.
 
+    def _shared_terms(self, x: Tensor, y: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Both terms from one forward pass of the data, for a network that is in train mode what it is in eval mode."""
+        self._shared = x
+        try:
+            gen = self.generative_loss(x, y)  # first, so that no graph is kept while chains move
+            return {"clf": (self.conditional_weight, self.conditional_loss(x, y)), "gen": (1.0, gen)}
+        finally:
+            self._shared = self._shared_logits = None
+
     def _marginal_chains_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        both = torch.cat([x, self.negatives(x)])
-        with eval_mode(self.energy):
-            logits = self.energy.logits(both)
-        energy_pos, energy_neg = self.energy.from_logits(logits, both).chunk(2)
+        weight = self.generative_weight + self.joint_weight
+        logits, negative, energy_neg = self._two_phases(x, self.negatives(x), None, weight)
+        energy_pos = self.energy.from_logits(logits, x)
         self._watch(energy_pos, energy_neg)
-        loss = self.generative_weight * (energy_pos.mean() - energy_neg.mean())
+        loss = self.generative_weight * energy_pos.mean() + negative + self._l2(logits)
         if self.joint_weight:
-            energy_pos_y = self.energy.from_logits(logits[: len(x)], x, y)
-            loss = loss + self.joint_weight * (energy_pos_y.mean() - energy_neg.mean())
-        return loss + self._l2(logits)
+            loss = loss + self.joint_weight * self.energy.from_logits(logits, x, y).mean()
+        return loss
 
     def _class_chains_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        both, labels = torch.cat([x, self.negatives(x, y)]), torch.cat([y, y])
-        with eval_mode(self.energy):
-            logits = self.energy.logits(both)
-        energy_pos, energy_neg = self.energy.from_logits(logits, both, labels).chunk(2)
+        weight = self.class_conditional_weight
+        logits, negative, energy_neg = self._two_phases(x, self.negatives(x, y), y, weight)
+        energy_pos = self.energy.from_logits(logits, x, y)
         self._watch(energy_pos, energy_neg)
-        return self.class_conditional_weight * (energy_pos.mean() - energy_neg.mean()) + self._l2(logits)
+        return weight * energy_pos.mean() + negative + self._l2(logits)
+
+    def _two_phases(self, x: Tensor, x_neg: Tensor, y: Tensor | None, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the data, the negatives' part of the loss, and their energies E(x) or E(x, y)."""
+        shared = x is self._shared
+        with eval_mode(self.energy):
+            logits_neg = self.energy.logits(x_neg if shared else torch.cat([x, x_neg]))
+        if not shared:
+            logits, logits_neg = logits_neg.chunk(2)
+        energy_neg = self.energy.from_logits(logits_neg, x_neg, y)
+        negative = self._l2(logits_neg) - weight * energy_neg.mean()
+        energy_neg = energy_neg.detach()
+        if shared:
+            negative = settled(negative, self.energy)
+            del logits_neg  # and with it the graph, before there is another
+            logits = self(x)
+        return logits, negative, energy_neg
 
     def _l2(self, logits: Tensor) -> Tensor:
-        return self.energy_l2 * 2 * logits.logsumexp(1).square().mean() if self.energy_l2 else logits.new_zeros(())
+        return self.energy_l2 * logits.logsumexp(1).square().mean() if self.energy_l2 else logits.new_zeros(())
 
     def _watch(self, energy_pos: Tensor, energy_neg: Tensor) -> None:
         self.last_energies = energy_pos.detach().mean(), energy_neg.detach().mean()

@@ -1,9 +1,12 @@
 """Markov kernels: energy + state + randomness."""
 
-from ebm_lightning.samplers.base import Sampler, State, eval_mode, quiet, value_and_gradient
+from ebm_lightning.samplers.base import Sampler, State
+from ebm_lightning.samplers.compute import Compute
 from ebm_lightning.samplers.gibbs import BlockGibbs
+from ebm_lightning.samplers.gradient import value_and_gradient
 from ebm_lightning.samplers.hmc import GHMC, HMC, MALA
 from ebm_lightning.samplers.pyld import PYLD
+from ebm_lightning.samplers.quiet import eval_mode, quiet
 from ebm_lightning.samplers.sgld import SGLD
 
 __all__ = [
@@ -13,6 +16,7 @@ __all__ = [
     "PYLD",
     "SGLD",
     "BlockGibbs",
+    "Compute",
     "Sampler",
     "State",
     "eval_mode",

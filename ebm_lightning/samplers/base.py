@@ -1,14 +1,16 @@
-"""What every kernel shares: the call, the gradient in x, and leaving no trace on the model."""
+"""What every kernel shares: the call."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebm_lightning.energies import Energy
+from ebm_lightning.samplers.compute import Compute
+from ebm_lightning.samplers.quiet import quiet
 from ebm_lightning.supports import Euclidean, Support
 
 
@@ -49,7 +51,13 @@ class Sampler(ABC):
         """The chains after each of the ``steps`` steps: the one method that a kernel writes."""
 
     def trajectory(
-        self, energy: Energy, x: Tensor, *, support: Support | None = None, generator: torch.Generator | None = None
+        self,
+        energy: Energy,
+        x: Tensor,
+        *,
+        support: Support | None = None,
+        generator: torch.Generator | None = None,
+        compute: Compute | None = None,
     ) -> Iterator[State]:
         """Like the call, but yields the state after every step.
 
@@ -58,26 +66,39 @@ class Sampler(ABC):
             x: Starts of the chains, shape (N, *shape). Not changed.
             support: The domain that chains stay in; all of R^D by default.
             generator: Source of all randomness, on the device of ``x``.
+            compute: Precision, layout and compilation; by default as the energy and its surroundings have it.
         """
         transitions = self.transitions(energy, _own(x), support or Euclidean(), generator)
         while True:
-            with quiet(energy), torch.inference_mode(False), torch.no_grad():
+            with _prepared(energy, x.device, compute):
                 state = next(transitions, None)
             if state is None:
                 return
             yield state
 
     def __call__(
-        self, energy: Energy, x: Tensor, *, support: Support | None = None, generator: torch.Generator | None = None
+        self,
+        energy: Energy,
+        x: Tensor,
+        *,
+        support: Support | None = None,
+        generator: torch.Generator | None = None,
+        compute: Compute | None = None,
     ) -> Tensor:
         """The chains after all steps, shape (N, *shape), detached. Arguments as for :meth:`trajectory`."""
-        return self.run(energy, x, support=support, generator=generator).x
+        return self.run(energy, x, support=support, generator=generator, compute=compute).x
 
     def run(
-        self, energy: Energy, x: Tensor, *, support: Support | None = None, generator: torch.Generator | None = None
+        self,
+        energy: Energy,
+        x: Tensor,
+        *,
+        support: Support | None = None,
+        generator: torch.Generator | None = None,
+        compute: Compute | None = None,
     ) -> State:
         """Like the call, but returns all that is known of the last step."""
-        with quiet(energy), torch.inference_mode(False), torch.no_grad():
+        with _prepared(energy, x.device, compute):
             for state in self.transitions(energy, _own(x), support or Euclidean(), generator):
                 last = state
         return last
@@ -87,73 +108,11 @@ class Sampler(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no step that could be shortened.")
 
 
-def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each chain's energy (N,) and its gradient in x (N, *shape), both detached.
-
-    The gradient is of the batch sum, so that a chain does not depend on how many run beside it.
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        value = energy(x)
-        scaled = _in_float16(x)
-        # Each operation's backward pass is in its own precision; under autocast, those in float32 would lose it.
-        with torch.autocast(x.device.type, enabled=False):
-            gradient = _scaled_gradient(value.sum(), x) if scaled else torch.autograd.grad(value.sum(), x)[0]
-    return value.detach(), gradient
-
-
-def _in_float16(x: Tensor) -> bool:
-    device = x.device.type
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
-
-
-def _scaled_gradient(total: Tensor, x: Tensor) -> Tensor:
-    """The gradient by way of larger ones: inside a float16 network those below 6e-8 would be 0.
-
-    Lightning's gradient scaler knows of the weights' gradients alone. The scale is the largest of a few powers of 2
-    with which nothing overflows; it changes no digit, so a chain still does not depend on those beside it.
-    """
-    for scale in (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0):
-        (gradient,) = torch.autograd.grad(total, x, torch.full_like(total, scale), retain_graph=True)
-        if torch.isfinite(gradient).all():
-            break
-    return gradient / scale
-
-
 @contextmanager
-def eval_mode(energy: Any) -> Iterator[None]:
-    """The energy's modules in eval mode, each put back as it was (a frozen batch norm stays frozen)."""
-    trained = [module for module in _modules(energy) if module.training]
-    for module in trained:
-        module.training = False
-    try:
+def _prepared(energy: Energy, device: torch.device, compute: Compute | None) -> Iterator[None]:
+    """What a step needs around it: the model quiet and set up, and no graph but that of the gradient in x."""
+    with quiet(energy), torch.inference_mode(False), torch.no_grad(), (compute or Compute()).applied(energy, device):
         yield
-    finally:
-        for module in trained:
-            module.training = True
-
-
-@contextmanager
-def quiet(energy: Any) -> Iterator[None]:
-    """The energy's modules in eval mode and its parameters frozen, each put back as it was."""
-    learnt = [p for module in _modules(energy) for p in module.parameters(recurse=False) if p.requires_grad]
-    with eval_mode(energy):
-        for p in learnt:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in learnt:
-                p.requires_grad_(True)
-
-
-def _modules(energy: Any) -> list[nn.Module]:
-    """The modules behind an energy: a module, one of its methods, or a ``functools.partial`` of either."""
-    while not isinstance(energy, nn.Module):
-        energy = getattr(energy, "func", None) or getattr(energy, "__self__", None)
-        if energy is None:
-            return []
-    return list(energy.modules())
 
 
 def _own(x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
-from ebm_lightning.samplers.base import Sampler, State, value_and_gradient
+from ebm_lightning.samplers.base import Sampler, State
+from ebm_lightning.samplers.gradient import value_and_gradient
 from ebm_lightning.supports import Support
 
 Reference = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ebm_lightning.energies import Energy, JointEnergy
-from ebm_lightning.samplers.base import Sampler, State, _modules, value_and_gradient
+from ebm_lightning.samplers.base import Sampler, State
+from ebm_lightning.samplers.gradient import value_and_gradient
+from ebm_lightning.samplers.quiet import modules_of
 from ebm_lightning.samplers.sgld import SGLD
 from ebm_lightning.supports import Support
 
@@ -113,10 +115,10 @@ class PYLD(Sampler):
                 if j and not split.linear:
                     inner = value_and_gradient(split.hamiltonian, x)[1]
                 drift = inner if limit is None else inner.clamp(-limit, limit)
-                moved = x - self.step_size * drift
+                moved = x.add(drift, alpha=-self.step_size)
                 if noise_std and j == self.inner_steps - 1:
                     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-                    moved = moved + noise_std * noise
+                    moved.add_(noise, alpha=noise_std)
                 x = inside(moved)
             yield State(x, value, gradient)
 
@@ -129,7 +131,7 @@ class _Split:
     """
 
     def __init__(self, energy: Energy, first: str | None) -> None:
-        modules = _modules(energy)
+        modules = modules_of(energy)
         if not modules:
             raise ValueError(
                 f"'energy' should be a module or its method for PYLD, which looks for the first layer, got {energy}. "

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
-from ebm_lightning.samplers.base import Sampler, State, value_and_gradient
+from ebm_lightning.samplers.base import Sampler, State
+from ebm_lightning.samplers.gradient import value_and_gradient
 from ebm_lightning.supports import Support
 
 
@@ -104,5 +105,5 @@ class SGLD(Sampler):
             value, gradient = value_and_gradient(energy, x)
             drift = gradient if self.max_gradient is None else gradient.clamp(-self.max_gradient, self.max_gradient)
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = inside(x - self.step_size * drift + self.noise * noise)
+            x = inside(x.add(drift, alpha=-self.step_size).add_(noise, alpha=self.noise))
             yield State(x, value, gradient)

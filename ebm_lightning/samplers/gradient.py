@@ -1,0 +1,107 @@
+"""Each chain's energy and its gradient in x: operation by operation, or as one compiled graph."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from ebm_lightning.energies import Energy
+from ebm_lightning.samplers.quiet import modules_of
+
+_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
+_refused: "WeakSet[nn.Module]" = WeakSet()
+
+
+def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each chain's energy (N,) and its gradient in x (N, *shape), both detached.
+
+    The gradient is of the batch sum, so that a chain does not depend on how many run beside it. Weights that are
+    frozen, as samplers have them, cost nothing here.
+    """
+    if _compiling.get() and not _in_float16(x):
+        both = _compiled(energy, x)
+        if both is not None:
+            return both
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = energy(x)
+        scaled = _in_float16(x)
+        # Each operation's backward pass is in its own precision; under autocast, those in float32 would lose it.
+        with torch.autocast(x.device.type, enabled=False):
+            gradient = _scaled_gradient(value.sum(), x) if scaled else torch.autograd.grad(value.sum(), x)[0]
+    return value.detach(), gradient
+
+
+@contextmanager
+def compiling(on: bool) -> Iterator[None]:
+    """Where ``on``, :func:`value_and_gradient` compiles energies of modules."""
+    token = _compiling.set(on)
+    try:
+        yield
+    finally:
+        _compiling.reset(token)
+
+
+def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The same from one graph; None, with a warning the first time, where there can be none."""
+    modules = modules_of(energy)
+    if modules and modules[0] in _refused:
+        return None
+    keywords: dict[str, Any] = {}
+    function: Any = energy
+    while isinstance(function, functools.partial) and not function.args:
+        function, keywords = function.func, function.keywords | keywords
+    if not modules or isinstance(function, functools.partial):
+        warnings.warn(
+            f"'compile' needs a module or its method as the energy, got {energy}: it runs as it is.", stacklevel=2
+        )
+        return None
+    try:
+        value, gradient = _graph()(function, x.detach(), keywords)
+    except TorchDynamoException as error:
+        _refused.add(modules[0])
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(
+            f"'compile' failed for {type(modules[0]).__name__} ({type(error).__name__}: {reason}). Its chains run "
+            "uncompiled, which changes their speed alone. Set compile=False to silence this.",
+            stacklevel=2,
+        )
+        return None
+    return value.detach(), gradient.detach()
+
+
+@functools.cache
+def _graph() -> Callable[..., tuple[Tensor, Tensor]]:
+    def graph(energy: Any, x: Tensor, keywords: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        value, pull_back = torch.func.vjp(lambda x: energy(x, **keywords), x)[:2]
+        with torch.autocast(x.device.type, enabled=False):
+            (gradient,) = pull_back(torch.ones_like(value))
+        return value, gradient
+
+    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(graph, fullgraph=True)
+    return compiled
+
+
+def _in_float16(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
+
+
+def _scaled_gradient(total: Tensor, x: Tensor) -> Tensor:
+    """The gradient by way of larger ones: inside a float16 network those below 6e-8 would be 0.
+
+    Lightning's gradient scaler knows of the weights' gradients alone. The scale is the largest of a few powers of 2
+    with which nothing overflows; it changes no digit, so a chain still does not depend on those beside it.
+    """
+    for scale in (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0):
+        (gradient,) = torch.autograd.grad(total, x, torch.full_like(total, scale), retain_graph=True)
+        if torch.isfinite(gradient).all():
+            break
+    return gradient / scale

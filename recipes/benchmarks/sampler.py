@@ -1,0 +1,318 @@
+"""How fast chains move: this library in each of its modes beside the loops that people use, in one process.
+
+``OMP_NUM_THREADS=1 python recipes/benchmarks/sampler.py`` prints a Markdown table for each network and writes
+``sampler.json``. Contenders take turns in shuffled order, so that a busy machine slows all of them; ratios are taken
+within a round. Before that, each proves that it computes the reference's chains, from equal starts with equal noise.
+"""
+
+import functools
+import importlib
+import importlib.util
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor, nn
+
+from ebm_lightning import SGLD, Box, Compute, JointEnergy
+from ebm_lightning.memory import keep_freed_memory
+from ebm_lightning.networks import WideResNet
+
+STEP, NOISE, STEPS = 1.0, 0.01, 20  # JEM's
+FP32_BOUND, BF16_BOUND = 1e-4, 0.5  # in units of x; as a share of the largest way that gradients move a pixel
+Chain = Callable[[Tensor], Tensor]
+Row = dict[str, float | str]
+
+
+def small() -> nn.Module:
+    """Three convolutions of width 32 on 1 x 28 x 28."""
+    act = functools.partial(nn.LeakyReLU, 0.2)
+    convs = [nn.Conv2d(1, 32, 3, 1, 1), act(), nn.Conv2d(32, 32, 3, 2, 1), act(), nn.Conv2d(32, 32, 3, 2, 1), act()]
+    return nn.Sequential(*convs, nn.Flatten(), nn.Linear(32 * 7 * 7, 10))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "a": (small, (1, 28, 28), 64),
+    "b": (functools.partial(WideResNet, 3, 10, 10, (64, 64, 64)), (3, 32, 32), 16),
+    "c": (WideResNet, (3, 32, 32), 64),  # WRN-28-10, on a GPU only
+    "d": (functools.partial(WideResNet, 3, 10, 10, (64, 128, 256)), (3, 32, 32), 16),
+}
+
+
+def main(
+    networks: tuple[str, ...] = ("a", "b", "d"),
+    rounds: int = 10,
+    contenders: tuple[str, ...] = (),
+    keep_memory: bool = False,
+    output: Path = Path("sampler.json"),
+) -> dict[str, dict[str, Row]]:
+    """Prove, time, and print one table for each network.
+
+    Args:
+        networks: Among a (three convolutions, 1x28x28, batch 64), b and d (ten-layer WideResNets of widths 64 and
+            64/128/256, 3x32x32, batch 16) and, on a GPU, c (WRN-28-10, batch 64).
+        rounds: Turns of every contender.
+        contenders: Names of those to run besides the reference and JEM's loop; all of them if empty.
+        keep_memory: Have glibc keep freed memory first, for all contenders.
+        output: Where the figures go, as JSON.
+    """
+    if keep_memory:
+        keep_freed_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    results: dict[str, dict[str, Row]] = {}
+    for name in networks:
+        if name == "c" and device.type == "cpu":
+            print("(c) is skipped: WRN-28-10 needs a GPU.")
+            continue
+        results[name] = benchmark(name, rounds, contenders, device)
+        output.write_text(json.dumps({"setting": setting(device, keep_memory, rounds), "networks": results}, indent=1))
+    return results
+
+
+def benchmark(name: str, rounds: int, chosen: tuple[str, ...], device: torch.device) -> dict[str, Row]:
+    make, shape, batch = NETWORKS[name]
+    torch.manual_seed(0)
+    # As people have it; the library's modes lay weights out by themselves.
+    net = make().to(device=device, memory_format=torch.contiguous_format).train()  # type: ignore[call-overload]
+    x = (torch.rand(batch, *shape, device=device) - 0.5) * 1.2  # so far from walls that none is met
+    chains = {k: c for k, c in all_contenders(net, shape).items() if not chosen or k in (*chosen, LIMIT, JEM_LOOP)}
+    print(f"\n({name}) batch {batch} of {'x'.join(map(str, shape))}, {STEPS} steps, {rounds} rounds, {device}")
+    proofs = prove(chains, net, x)
+    seconds = take_turns(chains, x, rounds)
+    rows = {k: row(seconds, k, batch, proofs) for k in chains}
+    print_table(rows)
+    return rows
+
+
+# The contenders: each moves chains by STEPS steps. All see the same network, its weights learning, in train mode.
+
+LIMIT, JEM_LOOP = "fp32 limit: frozen weights, in place", "official JEM loop"
+
+
+def limit(net: nn.Module, x: Tensor, noise_first: bool = False) -> Tensor:
+    net.eval().requires_grad_(False)
+    x = x.clone()
+    for _ in range(STEPS):
+        if noise_first:
+            x.add_(torch.randn_like(x), alpha=NOISE)
+        leaf = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(net(leaf).logsumexp(1).sum(), leaf)
+        x.add_(gradient, alpha=STEP)
+        if not noise_first:
+            x.add_(torch.randn_like(x), alpha=NOISE)
+    net.train().requires_grad_(True)
+    return x
+
+
+def official_jem(net: nn.Module, x: Tensor) -> Tensor:
+    """The loop of Grathwohl et al. 2020: live weights, eval mode, the graph kept."""
+    net.eval()
+    x_k = x.clone().requires_grad_()
+    for _ in range(STEPS):
+        f_prime = torch.autograd.grad(net(x_k).logsumexp(1).sum(), [x_k], retain_graph=True)[0]
+        x_k.data += STEP * f_prime + NOISE * torch.randn_like(x_k)
+    net.train()
+    return x_k.detach()
+
+
+def uva(net: nn.Module, x: Tensor) -> Tensor:
+    """The loop of the UvA deep learning tutorial 8: frozen weights, noise first, two clamps, .backward()."""
+    net.eval()
+    for p in net.parameters():
+        p.requires_grad = False
+    x = x.clone().requires_grad_()
+    noise = torch.randn(x.shape, device=x.device)
+    for _ in range(STEPS):
+        noise.normal_(0, NOISE)
+        x.data.add_(noise.data)
+        x.data.clamp_(min=-1.0, max=1.0)
+        (-net(x).logsumexp(1)).sum().backward()
+        assert x.grad is not None
+        x.grad.data.clamp_(-1e3, 1e3)  # the tutorial's 0.03 would be another chain
+        x.data.add_(-STEP * x.grad.data)
+        x.grad.detach_()
+        x.grad.zero_()
+        x.data.clamp_(min=-1.0, max=1.0)
+    for p in net.parameters():
+        p.requires_grad = True
+    net.train()
+    return x.detach()
+
+
+def naive(net: nn.Module, x: Tensor) -> Tensor:
+    """Weights learn all the while, and their gradients are computed and thrown away."""
+    for _ in range(STEPS):
+        x = x.detach().requires_grad_()
+        net.zero_grad()
+        (-net(x).logsumexp(1)).sum().backward()
+        assert x.grad is not None
+        x = x - STEP * x.grad + NOISE * torch.randn_like(x)
+    return x.detach()
+
+
+def forward_only(net: nn.Module, x: Tensor) -> Tensor:
+    """The floor: no gradient, so no chain."""
+    with torch.no_grad():
+        for _ in range(STEPS):
+            net(x).logsumexp(1).sum()
+    return x
+
+
+def ours(net: nn.Module, shape: tuple[int, ...], compute: Compute) -> Chain:
+    energy, sampler = JointEnergy(net, Box(-1, 1, shape)), SGLD(STEP, NOISE, STEPS)
+    return lambda x: sampler(energy, x, support=energy.support, compute=compute)
+
+
+def torchebm(net: nn.Module) -> Chain:
+    samplers, core = importlib.import_module("torchebm.samplers"), importlib.import_module("torchebm.core")
+    torch.set_float32_matmul_precision("highest")  # importing it lowers this for the whole process
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return -net(x).logsumexp(1)
+
+    model = type("Classifier", (core.BaseModel,), {"forward": forward})()
+    model.net = net
+    sampler = samplers.LangevinDynamics(model, step_size=STEP, noise_scale=NOISE / (2 * STEP) ** 0.5)
+    return lambda x: sampler.sample(x=x, n_steps=STEPS).detach()
+
+
+def ebmkit(net: nn.Module) -> Chain:
+    ebm = importlib.import_module("ebm")
+    energy, sampler = ebm.ClassifierEnergy(net), ebm.LangevinDynamics(STEP, STEPS, noise_scale=NOISE)
+    return lambda x: sampler.sample(energy, x).detach()
+
+
+MODES = {
+    "ours, fp32": Compute("fp32"),
+    "ours, fp32 channels-last": Compute("fp32", channels_last=True),
+    "ours, fp32 compiled": Compute("fp32", compile=True),
+    "ours, fp32 compiled channels-last": Compute("fp32", channels_last=True, compile=True),
+    "ours, bf16": Compute("bf16"),
+    "ours, bf16 channels-last": Compute("bf16", channels_last=True),
+    "ours, bf16 compiled channels-last": Compute("bf16", channels_last=True, compile=True),
+}
+
+
+def all_contenders(net: nn.Module, shape: tuple[int, ...]) -> dict[str, Chain]:
+    loops = {LIMIT: limit, JEM_LOOP: official_jem, "UvA loop": uva, "naive .backward()": naive, FLOOR: forward_only}
+    chains: dict[str, Chain] = {name: functools.partial(loop, net) for name, loop in loops.items()}
+    for module, make in (("torchebm", torchebm), ("ebm", ebmkit)):
+        if importlib.util.find_spec(module) is None:
+            print(f"{make.__name__} is skipped: it is not installed.")
+        else:
+            chains[make.__name__] = make(net)
+    return chains | {name: ours(net, shape, compute) for name, compute in MODES.items()}
+
+
+FLOOR = "forward only"
+
+
+# Proof, measurement, table.
+
+
+def prove(chains: dict[str, Chain], net: nn.Module, x: Tensor) -> dict[str, float]:
+    """Each contender's largest distance from the reference, in units of x."""
+    reference, uva_reference, still = (
+        seeded(functools.partial(limit, net), x),
+        seeded(functools.partial(limit, net, noise_first=True), x, extra=x.shape),
+        seeded(drift_free, x),
+    )
+    way = float((reference - still).abs().max())
+    proofs = {}
+    for name, chain in chains.items():
+        if name == FLOOR:
+            continue
+        target = uva_reference if name == "UvA loop" else reference
+        proofs[name] = float((seeded(chain, x) - target).abs().max())
+        bound = BF16_BOUND * way if "bf16" in name else FP32_BOUND
+        if not proofs[name] <= bound:
+            raise RuntimeError(
+                f"{name} computes another chain: it is {proofs[name]:.2g} away, the bound is {bound:.2g}."
+            )
+    print(
+        f"Same chains: |x - reference| after {STEPS} steps is at most {FP32_BOUND:g}, and in bf16 {BF16_BOUND:g} of "
+        f"{way:.2g}, the largest way that gradients move a pixel."
+    )
+    return proofs
+
+
+def seeded(chain: Chain, x: Tensor, extra: tuple[int, ...] = ()) -> Tensor:
+    torch.manual_seed(1)
+    if extra:
+        torch.randn(extra, device=x.device)
+    return chain(x)
+
+
+def drift_free(x: Tensor) -> Tensor:
+    for _ in range(STEPS):
+        x = x + NOISE * torch.randn_like(x)
+    return x
+
+
+def take_turns(chains: dict[str, Chain], x: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each round: CPU time, which other processes leave alone; on a GPU wall time."""
+    seconds: dict[str, list[float]] = {name: [] for name in chains}
+    order = random.Random(0)
+    for turn in range(rounds + 1):
+        for name in order.sample(list(chains), len(chains)):
+            start = clock(x.device)
+            chains[name](x)
+            if turn:  # the first warms up
+                seconds[name].append(clock(x.device) - start)
+    return seconds
+
+
+def clock(device: torch.device) -> float:
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def row(seconds: dict[str, list[float]], name: str, batch: int, proofs: dict[str, float]) -> Row:
+    cost = [a / b for a, b in zip(seconds[name], seconds[LIMIT], strict=True)]
+    gain = [b / a for a, b in zip(seconds[name], seconds[JEM_LOOP], strict=True)]
+    median = statistics.median(seconds[name])
+    quartiles = statistics.quantiles(gain, n=4) if len(gain) > 1 else [gain[0]] * 3
+    return {
+        "gain": statistics.median(gain),
+        "gain_low": quartiles[0],
+        "gain_high": quartiles[2],
+        "cost": statistics.median(cost),
+        "ms_per_step": 1e3 * median / STEPS,
+        "chain_steps_per_second": batch * STEPS / median,
+        "distance": proofs.get(name, "no chain"),
+    }
+
+
+def print_table(rows: dict[str, Row]) -> None:
+    print("\n| | times JEM's speed [quartiles] | cost / fp32 limit | CPU ms a step | chain-steps/s | distance |")
+    print("|---|---|---|---|---|---|")
+    for name, r in rows.items():
+        distance = f"{r['distance']:.1e}" if isinstance(r["distance"], float) else r["distance"]
+        print(
+            f"| {name} | {r['gain']:.2f} [{r['gain_low']:.2f}, {r['gain_high']:.2f}] | {r['cost']:.2f} "
+            f"| {r['ms_per_step']:.2f} | {r['chain_steps_per_second']:.0f} | {distance} |"
+        )
+
+
+def setting(device: torch.device, keep_memory: bool, rounds: int) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "torch": torch.__version__,
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "keep_memory": keep_memory,
+        "rounds": rounds,
+    }
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,264 @@
+"""Modes of computing chains: the same chains up to rounding, and the module as it was.
+
+Mutants that these tests kill: the head rounded with the body; weights not put back, or put back under another name;
+labels lost on the way to a compiled graph; a body left in float32; a failing compiler that fails the run.
+"""
+
+import functools
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ebm_lightning import HMC, JEM, PYLD, SGLD, Box, Compute, JointEnergy, ReplayBuffer, Sampler
+from ebm_lightning.modules.hparams import describe, rebuild
+from ebm_lightning.networks import MLP, ConvNet, WideResNet
+from ebm_lightning.samplers import value_and_gradient
+from ebm_lightning.samplers.compute import made_for_bf16
+from ebm_lightning.streams import make_generator
+from tests.conftest import gaussian_z
+from tests.helpers import batches, trainer
+
+BOX = Box(-1, 1, (3, 8, 8))
+CPU = torch.device("cpu")
+BF16, LAST = Compute("bf16"), Compute(channels_last=True)
+
+
+@pytest.fixture
+def energy(seed) -> JointEnergy:
+    net = WideResNet(3, 4, 10, (8, 8, 16)).to(memory_format=torch.contiguous_format)
+    return JointEnergy(net, BOX)
+
+
+def chains(sampler: Sampler, energy: object, compute: Compute | None, seed: int) -> Tensor:
+    start = BOX.sample(6, generator=make_generator(seed, "start"))
+    return sampler(energy, start, support=BOX, generator=make_generator(seed, "noise"), compute=compute)
+
+
+@pytest.mark.parametrize("sampler", [SGLD.jem(5), HMC(0.05, 3), PYLD(steps=3)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("compute", [Compute(), Compute("fp32"), LAST], ids=str)
+def test_float32_modes_are_equal_up_to_rounding(sampler, compute, energy, seed):
+    plain, moded = chains(sampler, energy, None, seed), chains(sampler, energy, compute, seed)
+    if compute == LAST:
+        assert (plain - moded).abs().max() < 1e-4
+    else:
+        assert torch.equal(plain, moded)
+
+
+@pytest.mark.parametrize("compute", [BF16, Compute("bf16", channels_last=True)], ids=str)
+def test_bf16_is_what_autocast_gives_and_not_float32(compute, energy, seed):
+    """Rounding the weights once, ahead, is what autocast does in every evaluation."""
+    sampler = SGLD(0.5, 0.01, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = chains(sampler, energy, None, seed)
+    moded, plain = chains(sampler, energy, compute, seed), chains(sampler, energy, None, seed)
+    tolerance = 0.02 if compute.channels_last else 0.0
+    assert (moded - autocast).abs().max() <= tolerance
+    assert 0 < (moded - plain).abs().max() < 0.1
+    assert moded.dtype == torch.float32
+
+
+def test_the_head_of_a_bf16_body_is_exact(energy):
+    """Large logits show it: bfloat16 would round them to multiples of 8."""
+    x = BOX.sample(4)
+    with torch.no_grad():
+        energy.head.weight.zero_()
+        energy.head.bias.copy_(torch.tensor([1001.0, 1002.0, 1003.0, 1004.0]))
+    seen = SGLD(0.1, 0.0, 1).run(energy, x, compute=BF16).energy
+    assert torch.allclose(seen, -torch.tensor([1001.0, 1002.0, 1003.0, 1004.0]).logsumexp(0), atol=1e-3)
+
+
+class Watching(nn.Module):
+    """Notes what its layer is evaluated with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.tied = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+        self.tied.weight = self.conv.weight
+        self.seen: list[tuple[object, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.conv.weight
+        channels_last = w.is_contiguous(memory_format=torch.channels_last)
+        self.seen.append((w.dtype, channels_last, w is self.tied.weight, w.requires_grad))
+        return self.tied(self.conv(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("compute", [BF16, LAST, Compute("bf16", True)], ids=str)
+def test_weights_are_copies_while_chains_move_and_then_as_they_were(compute):
+    net = Watching()
+    before = {name: (p, p._version, p.stride(), p.requires_grad) for name, p in net.named_parameters()}
+    keys = list(net.state_dict())
+    for state in SGLD.jem(2).trajectory(JointEnergy(net, BOX), BOX.sample(2), compute=compute):
+        assert state.x.dtype == torch.float32
+        for name, p in net.named_parameters():
+            original, version, stride, learnt = before[name]
+            assert p is original
+            assert (p._version, p.stride(), p.requires_grad) == (version, stride, learnt)
+    bf16 = compute.precision == "bf16"
+    assert net.seen == [(torch.bfloat16 if bf16 else torch.float32, compute.channels_last, True, False)] * 2
+    assert list(net.state_dict()) == keys
+    with pytest.raises(RuntimeError):
+        SGLD.jem(1)(JointEnergy(net, BOX), torch.zeros(2, 99), compute=compute)
+    assert net.conv.weight is before["conv.weight"][0]
+
+
+def test_fp32_leaves_autocast_that_surrounds_it(energy, seed):
+    plain = chains(SGLD.jem(2), energy, None, seed)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(chains(SGLD.jem(2), energy, Compute("fp32"), seed), plain)
+        assert not torch.equal(chains(SGLD.jem(2), energy, None, seed), plain)
+
+
+class Half(nn.Module):
+    """A quadratic whose rounding a chain of bfloat16 positions would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        nn.init.constant_(self.layer.weight, 1.0)
+        nn.init.constant_(self.layer.bias, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * self.layer(x).float().square().sum(1)
+
+
+def test_the_law_under_bf16_is_that_of_sgld(seed):
+    """x' = (1 - eps) x + s xi, iterated: rounding of the gradient averages out, positions are not rounded."""
+    sampler = SGLD(0.3, 0.5, 7)
+    x = sampler(Half(), torch.full((20_000, 1), 2.0), generator=make_generator(seed, "law"), compute=BF16)
+    variance = 0.25 * sum(0.7 ** (2 * k) for k in range(7))
+    assert gaussian_z(x[:, 0], 2.0 * 0.7**7, variance) < 5
+
+
+def test_auto_follows_the_device():
+    assert Compute.auto().channels_last
+    assert Compute.auto().in_bf16(CPU) == made_for_bf16(CPU)
+    assert not Compute.auto().in_bf16(torch.device("mps"))
+    assert not Compute().in_bf16(CPU)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="'precision' should be 'fp32', 'bf16', 'auto' or None, got 'fp16'"):
+        Compute("fp16")
+
+
+# Compiled.
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["E(x)", "E(x, y)"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_graph_gives_the_same_chains(precision, joint, seed, monkeypatch):
+    net = ConvNet((3, 8, 8), 4, 4)
+    net(BOX.sample(2))
+    energy: object = JointEnergy(net, BOX)
+    if joint:
+        energy = functools.partial(energy, y=torch.arange(6) % 4)
+    graphs = count_graphs(monkeypatch)
+    eager = chains(SGLD.jem(3), energy, Compute(precision), seed)
+    assert graphs == []
+    for _ in range(2):  # the second call finds the graph
+        compiled = chains(SGLD.jem(3), energy, Compute(precision, compile=True), seed)
+        assert (compiled - eager).abs().max() < (1e-5 if precision == "fp32" else 0.02)
+    assert len(graphs) == 1
+
+
+def count_graphs(monkeypatch) -> list[object]:
+    """What is compiled from now on, by a compiler that runs graphs as they are: quick, and the same tracing."""
+    from ebm_lightning.samplers import gradient
+
+    graphs: list[object] = []
+
+    def note(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(compile_, backend=note))
+    gradient._graph.cache_clear()
+    return graphs
+
+
+@pytest.fixture(autouse=True)
+def _no_graphs_left():
+    yield
+    from ebm_lightning.samplers import gradient
+
+    gradient._graph.cache_clear()
+
+
+class Untraceable(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if float(x.detach().sum()) < 1e9 else x
+
+
+def test_where_the_compiler_fails_chains_run_all_the_same(seed):
+    energy = JointEnergy(Untraceable(192, 4, (8,)), BOX)
+    plain = chains(SGLD.jem(3), energy, None, seed)
+    with pytest.warns(UserWarning, match="'compile' failed for JointEnergy .* Set compile=False"):
+        compiled = chains(SGLD.jem(3), energy, Compute(compile=True), seed)
+    assert torch.equal(plain, compiled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chains(SGLD.jem(3), energy, Compute(compile=True), seed)  # says so once
+
+
+def test_an_energy_without_a_module_is_not_compiled(seed):
+    with pytest.warns(UserWarning, match="'compile' needs a module"):
+        x = chains(SGLD.jem(1), lambda x: x.flatten(1).sum(1), Compute(compile=True), seed)
+    assert x.shape == (6, *BOX.shape)
+
+
+# In a JEM.
+
+
+def test_a_jem_computes_its_chains_as_told(tmp_path):
+    seen = []
+
+    class Noting(MLP):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((self.layers[1].weight.dtype, torch.is_grad_enabled() and x.requires_grad))
+            return super().forward(x)
+
+    module = JEM(Noting(4, 3, (8,)), 3, Box(-1, 1, (4,)), SGLD(0.1, 0.01, 3), ReplayBuffer(30), compute=BF16)
+    trainer(tmp_path).fit(module, batches(8))
+    assert {dtype for dtype, chain in seen if chain} == {torch.bfloat16}
+    assert {dtype for dtype, chain in seen if not chain} == {torch.float32}, "the loss is as the trainer has it"
+
+
+def test_it_is_written_down_and_read_back(tmp_path):
+    compute = Compute("bf16", channels_last=True)
+    module = JEM(MLP(4, 3, (8,)), 3, Box(-1, 1, (4,)), compute=compute)
+    assert module.hparams["compute"]["init_args"] == {"precision": "bf16", "channels_last": True, "compile": False}
+    assert rebuild(describe(compute), Compute, "compute") == compute
+
+
+def test_yaml_builds_it():
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(JEM, "model", skip={"optimizer", "lr_scheduler"})
+    text = """
+model:
+  classifier: {class_path: ebm_lightning.networks.MLP, init_args: {in_features: 4, num_classes: 3}}
+  num_classes: 3
+  support: {class_path: ebm_lightning.Box, init_args: {low: -1, high: 1, shape: [4]}}
+  compute: {precision: auto, channels_last: true}
+"""
+    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before jsonargparse 4.42
+    built = build(parser.parse_string(text))
+    assert built.model.compute == Compute.auto()
+
+
+def test_log_z_is_never_that_of_a_rounded_model_unasked(energy):
+    """Annealing takes no ``compute``: a module's own does not reach it."""
+    import inspect
+
+    from ebm_lightning import AISLogZ, ais
+
+    for callee in (ais, AISLogZ.__init__):
+        assert "compute" not in inspect.signature(callee).parameters
+    value, _ = value_and_gradient(energy, BOX.sample(2))
+    assert value.dtype == torch.float32

@@ -1,0 +1,164 @@
+"""Sharpness-aware steps against the two passes written out, and what must not happen twice.
+
+Mutants killed: e with the wrong sign, rho left out or squared, plain for adaptive and the other way round, the second
+pass with negatives of its own or without its weights, statistics that move twice, weights that stay uphill, autocast's
+copies of the weights from the first pass.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ebm_lightning import SADAJEM, SGLD, ReplayBuffer
+from ebm_lightning.networks import MLP
+from tests.helpers import BOX, batches, jem, trainer, weights
+
+WEIGHTS = {"conditional_weight": 0.7, "generative_weight": 0.3, "energy_l2": 0.05}
+
+
+class Counting(SGLD):
+    runs: list[int] = []  # noqa: RUF012 (of the class: a frozen dataclass has no other place)
+
+    def run(self, *args, **kwargs):
+        self.runs.append(1)
+        return super().run(*args, **kwargs)
+
+
+def sada(network: nn.Module | None = None, **arguments) -> SADAJEM:
+    torch.manual_seed(0)
+    defaults = {"sampler": SGLD(0.1, 0.01, 3), "chains": ReplayBuffer(30), "seed": 0, **WEIGHTS}
+    return SADAJEM(network or MLP(4, 3, (8,)), 3, BOX, **{**defaults, **arguments})
+
+
+def one_batch() -> DataLoader:
+    return batches(8, 8)
+
+
+def descent(lr: float = 1.0):
+    return lambda parameters: torch.optim.SGD(parameters, lr)
+
+
+def by_hand(rho: float, adaptive: bool, precision: torch.dtype | None = None) -> torch.Tensor:
+    """The weights after one step of length 1, from the two passes written out."""
+    module = sada(rho=0.0)
+    x, y = next(iter(one_batch()))
+    module.start_chains()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        negatives = module.negatives(x)
+
+    def gradient_at(point: list[torch.Tensor]) -> list[torch.Tensor]:
+        energy = copy.deepcopy(module.energy)
+        for p, value in zip(energy.parameters(), point, strict=True):
+            p.data = value.clone()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            conditional = nn.functional.cross_entropy(energy.logits(x), y)
+            energies = energy(torch.cat([x, negatives]))
+        gap = energies[:8].mean() - energies[8:].mean()
+        squares = 2 * energies.square().mean()
+        return list(torch.autograd.grad(0.7 * conditional + 0.3 * gap + 0.05 * squares, list(energy.parameters())))
+
+    start = [p.detach() for p in module.parameters()]
+    gradient = gradient_at(start)
+    scale = [p.abs() if adaptive else torch.ones_like(p) for p in start]
+    length = torch.cat([(g * t).flatten() for g, t in zip(gradient, scale, strict=True)]).norm()
+    uphill = [p + rho * t * t * g / length for p, t, g in zip(start, scale, gradient, strict=True)]
+    return torch.cat([(p - g).flatten() for p, g in zip(start, gradient_at(uphill), strict=True)])
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("rho", [0.05, 0.5])
+def test_a_step_is_by_the_gradient_uphill(tmp_path, rho, adaptive):
+    module = sada(rho=rho, adaptive=adaptive, optimizer=descent())
+    trainer(tmp_path, max_steps=1).fit(module, one_batch())
+    assert torch.allclose(weights(module), by_hand(rho, adaptive), atol=1e-5)
+    assert not torch.allclose(weights(module), by_hand(rho, not adaptive), atol=1e-3)
+
+
+def test_under_bfloat16_the_second_pass_sees_the_weights_uphill(tmp_path):
+    module = sada(rho=0.5, adaptive=False, optimizer=descent())
+    trainer(tmp_path, max_steps=1, precision="bf16-mixed").fit(module, one_batch())
+    assert torch.allclose(weights(module), by_hand(0.5, False, torch.bfloat16), atol=0.02)
+    assert (weights(module) - by_hand(0.0, False, torch.bfloat16)).abs().max() > 0.1
+
+
+def test_rho_0_is_jem_bit_for_bit(tmp_path):
+    ends = []
+    for module in (sada(rho=0.0), jem(**WEIGHTS)):
+        trainer(tmp_path, max_epochs=2).fit(module, batches())
+        ends.append(weights(module))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("term", ["generative_weight", "class_conditional_weight"])
+def test_chains_run_once_for_both_passes(tmp_path, term):
+    Counting.runs.clear()
+    others = {"generative_weight": 0.0, "conditional_weight": 1.0}
+    module = sada(sampler=Counting(0.1, 0.01, 3), **{**others, term: 1.0})
+    trainer(tmp_path).fit(module, batches())
+    assert len(Counting.runs) == 3
+
+
+def test_batch_norm_statistics_move_once(tmp_path):
+    def network() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Linear(8, 3))
+
+    once = network().train()
+    for x, _ in batches(8, 8):
+        once(x)
+    module = sada(network(), rho=0.5, optimizer=descent(0.0))
+    trainer(tmp_path).fit(module, one_batch())
+    assert all(torch.equal(a, b) for a, b in zip(once[1].buffers(), module.classifier[1].buffers(), strict=True))
+    assert module.classifier[1].momentum == 0.1
+
+
+class Failing(SADAJEM):
+    """Its second pass fails."""
+
+    calls = 0
+
+    def conditional_loss(self, x, y):
+        self.calls += 1
+        return super().conditional_loss(x, y) * (float("nan") if self.calls == 2 else 1.0)
+
+
+def test_weights_are_put_back_bit_for_bit_also_when_the_second_pass_fails(tmp_path):
+    module = sada(optimizer=descent(0.0))
+    before = weights(module).clone()
+    trainer(tmp_path).fit(module, batches())
+    assert torch.equal(weights(module), before)
+    torch.manual_seed(0)
+    failing = Failing(MLP(4, 3, (8,)), 3, BOX, SGLD(0.1, 0.01, 3), ReplayBuffer(30), seed=0)
+    before = weights(failing).clone()
+    with pytest.raises(RuntimeError, match="not finite"):
+        trainer(tmp_path).fit(failing, batches())
+    assert torch.equal(weights(failing), before)
+
+
+def test_split_batches_reach_their_terms(tmp_path):
+    class Seen(SADAJEM):
+        seen: list[tuple[int, int]] = []  # noqa: RUF012
+
+        def loss_terms(self, x, y, x_gen=None, y_gen=None):
+            self.seen.append((len(x), len(x_gen)))
+            return super().loss_terms(x, y, x_gen, y_gen)
+
+    from lightning.pytorch.utilities import CombinedLoader
+
+    torch.manual_seed(0)
+    module = Seen(MLP(4, 3, (8,)), 3, BOX, SGLD(0.1, 0.01, 3), ReplayBuffer(30), seed=0)
+    trainer(tmp_path).fit(module, CombinedLoader({"clf": batches(24, 8), "gen": batches(12, 4)}, "min_size"))
+    assert module.seen == [(8, 4)] * 6
+
+
+def test_it_reloads_and_refuses(tmp_path):
+    run = trainer(tmp_path)
+    run.fit(sada(rho=0.7, adaptive=False), batches())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    again = SADAJEM.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert (again.rho, again.adaptive) == (0.7, False)
+    with pytest.raises(ValueError, match=r"'rho' should be 0 or positive, got -1"):
+        sada(rho=-1)
