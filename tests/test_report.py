@@ -44,12 +44,13 @@ def test_the_best_of_several_is_marked():
     assert compare([0.1, 0.3, 0.3], "higher") == [Cell("0.1000"), Cell("0.3000", True), Cell("0.3000", True)]
     assert [c.best for c in compare([0.1, math.nan, None, 0.3], "lower")] == [True, False, False, False]
     assert not any(c.best for c in compare([0.1, 0.3], "neither"))
+    assert compare([0.99991, 0.99998, 0.9], "higher", 3) == [Cell("1.000", True), Cell("1.000", True), Cell("0.900")]
     assert not compare([0.1, None], "higher")[0].best, "there is none to compare it with"
 
 
 def test_numbers_are_as_long_as_they_need_to_be():
-    shown = texts(compare([0.12345, -9.87654, 91.7232, 3326.92, 136974.6, math.inf, math.nan, None]))
-    assert shown == ["0.1235", "-9.8765", "91.72", "3327", "1.37e+05", "inf", "nan", "-"]
+    shown = texts(compare([0.12345, 0.0000123, 0.0, -9.87654, 91.7232, 3326.92, 136974.6, math.inf, math.nan, None]))
+    assert shown == ["0.1235", "1.2e-05", "0.0000", "-9.8765", "91.72", "3327", "1.37e+05", "inf", "nan", "-"]
 
 
 def test_a_page_holds_its_pictures_and_asks_nothing_of_anyone(tmp_path):

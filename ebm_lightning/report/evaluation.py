@@ -142,7 +142,7 @@ def _samples(view: _View) -> Section:
                 reached = next(iter(view.results.values())).get(key + best)
                 name = {"fid": "FID", "kid": "KID", "is": "Inception score"}[what]
                 direction: Better = "higher" if better == "higher" else "lower"
-                rows.append((f"{name}, features of: {label}", [*view.cells(key, direction), *compare([reached])]))
+                rows.append((f"{name}, network: {label}", [*view.cells(key, direction), *compare([reached])]))
     return Section(
         "Samples",
         "Fresh chains from the reference density, none chosen, none from a replay buffer. FID and KID: distance from "
