@@ -325,4 +325,46 @@ def test_quota_deals_the_limit_to_the_ranks():
     quota = Quota(10, world_size=3)
     taken = [len(quota.take(torch.zeros(3))[0]) for _ in range(3)]
     assert (taken, quota.seen) == ([3, 1, 0], 4)
+    assert quota.full
     assert len(Quota().take(torch.zeros(7))[0]) == 7
+
+
+@pytest.mark.parametrize(("limit", "offered"), [(1, 9), (4, 10), (30, 48), (48, 48), (60, 48), (1000, 10_000)])
+def test_quota_is_spread_evenly_whatever_the_batches(limit, offered):
+    """Exactly as many as are wanted, the first one among them, and no gap twice as long as another."""
+    quota, taken = Quota(limit, offered=offered), []
+    for batch in torch.arange(offered).split(7):
+        x, y = quota.take(batch, -batch)
+        assert torch.equal(x, -y)
+        taken += x.tolist()
+    assert len(taken) == quota.seen == min(limit, offered)
+    assert taken[0] == 0
+    gaps = torch.tensor([*taken, offered]).diff()
+    assert int(gaps.max()) - int(gaps.min()) <= 1
+
+
+@pytest.mark.parametrize(("batches_run", "offered"), [(1.0, 48), (2, 40)])
+def test_measurements_are_of_images_spread_over_the_test_set(tmp_path, loader, batches_run, offered):
+    asked: list[Tensor] = []
+
+    def spy(energy, x: Tensor) -> Tensor:
+        asked.append(x)
+        return x.flatten(1).sum(1)
+
+    callbacks = [OODDetection(["flipped"], [spy], limit=10), Robustness([0.1], [], [], 1, limit=10)]
+    t = trainer(tmp_path, callbacks=callbacks, limit_test_batches=batches_run)
+    (metrics,) = t.test(image_jem(), loader, verbose=False)
+    rows = [i for i in range(offered) if i * 10 % offered < 10]
+    x = loader.dataset.tensors[0][rows]
+    asked_for = torch.cat(asked).flatten(1)
+    assert torch.equal(asked_for.unique(dim=0), torch.cat([x, x.flip(-1)]).flatten(1).unique(dim=0))
+    assert metrics["ood/images"] == metrics["robust/images"] == len(rows) == 10
+
+
+def test_interpolations_use_the_whole_batch(tmp_path, loader):
+    """One image of a batch is asked for: the mean of it and itself would be no foreign image."""
+    (metrics,) = trainer(tmp_path, callbacks=[OODDetection(["interpolated"], limit=3)]).test(
+        image_jem(), loader, verbose=False
+    )
+    assert metrics["ood/images"] == 3
+    assert metrics["ood/interpolated/auroc"] != 0.5

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ import yaml
 from PIL import Image
 
 from ebm_lightning import JEM
-from tests.pictures import made_up, write_idx
+from tests.pictures import made_up, write_arrays, write_idx
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SETS = ("noise", "shuffled", "inverted", "transposed", "flipped", "interpolated")
+SCORES = ("log_density", "max_probability", "negative_entropy", "approximate_mass")
 KEYS = {"test/accuracy", "test/nll", "test/ece", *(f"ood/{name}/auroc" for name in SETS)}
 
 
@@ -73,6 +75,78 @@ def test_log_z_of_a_checkpoint(digits, tmp_path):
     assert len(figures["prior"]) == 10
     assert ("UNRELIABLE" in done.stdout) is not figures["reliable"]
     assert (tmp_path / "out" / "ess.png").exists()
+
+
+SHORT = (
+    *("--ood_images", "60", "--samples", "40", "--sample_steps", "3", "--attacked_images", "20", "--attack_steps", "2"),
+    *("--refine_steps", "[0,2]", "--linf", "[0.1]", "--l2", "[0.5]", "--noise", "[0.5]", "--bins", "10", *AIS),
+)
+MEASURED = {
+    *("test/accuracy", "test/nll", "test/ece", "ais/log_z", "ais/bits_per_dim", "ais/bits_per_dim_std_err"),
+    *(f"ood/{name}/{score}/{what}" for name in SETS for score in SCORES for what in ("auroc", "fpr95")),
+    *(f"ood/{name}/auroc" for name in SETS),
+    *(f"robust/{name}" for name in ("clean", "linf_0.1", "l2_0.5", "noise_0.5", "images")),
+    *("refine/accuracy_0", "refine/accuracy_2", "refine/energy_change_2"),
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(digits, tmp_path_factory) -> tuple[Path, str]:
+    """With a set of real images beside the made ones."""
+    runs, folder = digits[0].resolve(), tmp_path_factory.mktemp("evaluated")
+    write_arrays(folder)
+    models = [runs / "checkpoints" / "model.ckpt", runs / "baseline" / "checkpoints" / "model.ckpt"]
+    arguments = ("--checkpoint", str(models[0]), "--baseline", str(models[1]), "--data", "Digits", "--output", "out")
+    done = run(folder, "evaluate.py", *arguments, "--ood", "[images.npz]", "--ood_root", ".", *SHORT)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done.stdout + done.stderr
+
+
+def test_an_evaluation_measures_both_models(evaluated):
+    folder, printed = evaluated
+    metrics = json.loads((folder / "metrics.json").read_text())
+    names = MEASURED | {f"samples/{name}_classifier" for name in ("fid", "kid", "is")}
+    names |= {"samples/fid_classifier_floor", "samples/kid_classifier_floor", "ood/images.npz/auroc"}
+    assert set(metrics) >= names | {f"baseline/{name}" for name in names} | {"seconds", "test/images", "test/ece_bins"}
+    assert (metrics["test/images"], metrics["test/ece_bins"], metrics["ood/images"]) == (450, 10, 60)
+    assert metrics["refine/accuracy_0"] == metrics["robust/clean"]
+    assert metrics["samples/fid_classifier_floor"] == metrics["baseline/samples/fid_classifier_floor"], "one judge"
+    line = next(line for line in printed.splitlines() if line.startswith("ood/transposed/auroc"))
+    assert len(line.split()) == 3
+    assert "annealing" in printed, "a bar shows how far it is"
+
+
+def test_an_evaluation_is_one_page_that_needs_nothing_else(evaluated):
+    folder, _ = evaluated
+    text = (folder / "report.html").read_text()
+    pictures = list(folder.glob("*/*.png"))
+    assert text.count("data:image/png;base64,") == len(pictures) == 2 * (len(SETS) + 1 + 5)
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    for heading in ("The classifier", "Foreign images", "Likelihood", "Samples", "Robustness", "Refined inputs"):
+        assert f"<h2>{heading}</h2>" in text
+    assert "NETWORKS DIFFER" not in text
+
+
+def test_an_evaluation_agrees_with_the_run_it_is_of(digits, evaluated):
+    """The recipe measured the same weights on the same images, with all of them and 15 bins."""
+    trained, found = (json.loads((folder / "metrics.json").read_text()) for folder in (digits[0], evaluated[0]))
+    for name in ("test/accuracy", "test/nll", "baseline/test/accuracy", "baseline/test/nll"):
+        assert found[name] == pytest.approx(trained[name], rel=1e-5)
+
+
+def test_an_evaluation_without_a_baseline_says_so(digits, tmp_path):
+    checkpoint = str((digits[0] / "baseline" / "checkpoints" / "model.ckpt").resolve())
+    fewer = ("--refine_steps", "[]", "--ais_temperatures", "0", "--ood_images", "20", "--progress_bar", "false")
+    done = run(tmp_path, "evaluate.py", "--checkpoint", checkpoint, "--data", "Digits", *SHORT, *fewer)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "eval-0"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "samples/fid_model" in metrics
+    assert not any(name.startswith(("baseline/", "ais/", "refine/")) for name in metrics)
+    assert "No plain classifier was given" in (folder / "report.html").read_text()
+    done = run(tmp_path, "evaluate.py", "--checkpoint", checkpoint, "--data", "Digits", "--output", str(folder))
+    assert done.returncode != 0
+    assert "'output' should be a new or empty folder" in done.stderr
 
 
 def test_digits_never_writes_over_results(digits):

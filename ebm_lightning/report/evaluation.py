@@ -16,6 +16,10 @@ SCORES = {
 }
 
 
+Row = tuple[str, str, Better] | tuple[str, str, Better, int]
+"""A key, what it is called, which way is better and, if not 4, the digits after the point."""
+
+
 def evaluation_sections(results: Results, folders: Mapping[str, Path], bins: int) -> list[Section]:
     """The sections of a report; what was not measured is left out.
 
@@ -43,10 +47,10 @@ class _View:
     def cells(self, key: str, better: Better = "neither", digits: int = 4) -> list[Cell]:
         return compare([self.results[name].get(key) for name in self.models], better, digits)
 
-    def table(self, *rows: tuple[str, str, Better]) -> list[Table]:
-        """One table of (key, label, better) rows; none if no model has any."""
+    def table(self, *rows: Row) -> list[Table]:
+        """One table; none if no model has any of its rows."""
         known = [row for row in rows if any(row[0] in self.results[name] for name in self.models)]
-        made = [(label, self.cells(key, better)) for key, label, better in known]
+        made = [(label, self.cells(key, *how)) for key, label, *how in known]
         return [Table(["", *self.models], made)] if made else []
 
     def pictures(self, pattern: str) -> list[Picture]:
@@ -72,10 +76,11 @@ def _classifier(view: _View, bins: int) -> Section:
 
 
 def _foreign(view: _View) -> Section:
-    found = {tuple(key.split("/")[1:3]) for r in view.results.values() for key in r if key.count("/") == 3}
+    found = dict.fromkeys(
+        (key.split("/")[1], key.split("/")[2]) for r in view.results.values() for key in r if key.count("/") == 3
+    )
     tables = []
     for score in [s for s in SCORES if any(s == found_score for _, found_score in found)]:
-        order = dict.fromkeys(key.split("/")[1] for r in view.results.values() for key in r if f"/{score}/auroc" in key)
         columns = [f"{what} {name}" for what in ("AUROC", "FPR95") for name in view.models]
         rows = [
             (
@@ -85,7 +90,8 @@ def _foreign(view: _View) -> Section:
                     *view.cells(f"ood/{name}/{score}/fpr95", "lower", 3),
                 ],
             )
-            for name in order
+            for name, measured in found
+            if measured == score
         ]
         tables.append(Table([SCORES[score], *columns], rows))
     return Section(
@@ -96,7 +102,7 @@ def _foreign(view: _View) -> Section:
         f"log p(x) up to its constant: apart is good. {view.number('ood/images')} test images and at most as many of "
         "each set.",
         tables,
-        view.pictures("ood-*.png"),
+        [picture for name in dict.fromkeys(name for name, _ in found) for picture in view.pictures(f"ood-{name}.png")],
         columns=4,
     )
 
@@ -118,7 +124,7 @@ def _likelihood(view: _View) -> Section:
             ("ais/log_z", "log Z, nats", "neither"),
             ("ais/std_err", "its standard error", "neither"),
             ("ais/ess", "effective share of the chains", "neither"),
-            ("ais/reliable", "reliable (1) or not (0)", "neither"),
+            ("ais/reliable", "reliable: 1, or not: 0", "neither", 0),
         ),
         view.pictures("ais-ess.png"),
     )
@@ -136,7 +142,7 @@ def _samples(view: _View) -> Section:
                 reached = next(iter(view.results.values())).get(key + best)
                 name = {"fid": "FID", "kid": "KID", "is": "Inception score"}[what]
                 direction: Better = "higher" if better == "higher" else "lower"
-                rows.append((f"{name}, features of: {label}", [*view.cells(key, direction), *compare([reached])]))
+                rows.append((f"{name}, network: {label}", [*view.cells(key, direction), *compare([reached])]))
     return Section(
         "Samples",
         "Fresh chains from the reference density, none chosen, none from a replay buffer. FID and KID: distance from "

@@ -42,10 +42,14 @@ class Section(NamedTuple):
 
 
 def compare(values: Sequence[float | None], better: Better = "neither", digits: int = 4) -> list[Cell]:
-    """A cell for each value, the best one marked if there are two or more; a dash where there is none."""
+    """A cell for each value; a dash where there is none.
+
+    The best is marked where there are two or more, and whatever looks the same as it.
+    """
     known = [v for v in values if v is not None and not math.isnan(v)]
     best = None if better == "neither" or len(known) < 2 else (max if better == "higher" else min)(known)
-    return [Cell("-") if v is None else Cell(_shown(v, digits), v == best) for v in values]
+    shown = [None if v is None else _shown(v, digits) for v in values]
+    return [Cell("-") if s is None else Cell(s, best is not None and s == _shown(best, digits)) for s in shown]
 
 
 def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
@@ -68,7 +72,13 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
 
 
 def _shown(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.3g}"
+    """With ``digits`` after the point, fewer where there are many before it."""
+    size = abs(value)
+    if size >= 1e5 and math.isfinite(value):
+        return f"{value:.3g}"
+    if digits > 3 and 0 < size < 0.5 * 10**-digits:  # a standard error of 0 would be a claim
+        return f"{value:.1e}"
+    return f"{value:.{digits if size < 10 else min(digits, 2) if size < 1000 else 0}f}"
 
 
 def _section(number: int, section: Section) -> str:
