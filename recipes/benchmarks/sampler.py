@@ -192,6 +192,8 @@ def ebmkit(net: nn.Module) -> Chain:
 MODES = {
     "ours, fp32": Compute("fp32"),
     "ours, fp32 channels-last": Compute("fp32", channels_last=True),
+    "ours, fp32 channels-last, chunks of 16": Compute("fp32", channels_last=True, chunk_size=16),
+    "ours, fp32 channels-last, chunks of 8": Compute("fp32", channels_last=True, chunk_size=8),
     "ours, fp32 compiled": Compute("fp32", compile=True),
     "ours, fp32 compiled channels-last": Compute("fp32", channels_last=True, compile=True),
     "ours, bf16": Compute("bf16"),
