@@ -198,6 +198,7 @@ MODES = {
     "ours, fp32 compiled channels-last": Compute("fp32", channels_last=True, compile=True),
     "ours, bf16": Compute("bf16"),
     "ours, bf16 channels-last": Compute("bf16", channels_last=True),
+    "ours, bf16 channels-last, chunks of 32": Compute("bf16", channels_last=True, chunk_size=32),
     "ours, bf16 compiled channels-last": Compute("bf16", channels_last=True, compile=True),
 }
 
