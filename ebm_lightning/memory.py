@@ -10,7 +10,7 @@ def keep_freed_memory(threshold: int = 2**30) -> None:
     """Tell glibc to keep freed blocks below ``threshold`` bytes for the next allocation. CPU, Linux.
 
     Each step of a chain frees its activations and asks for them again. By default glibc gives blocks of megabytes back
-    to the system at once, so that every step pays for thousands of page faults: a third of its time for a small
+    to the system at once, so that every step pays for thousands of page faults: up to half of its time for a small
     network, see ``docs/speed.md``. The price: resident memory stays at its peak until the process ends. It holds for
     the whole process and cannot be undone; call it once, first thing in a script.
 

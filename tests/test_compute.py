@@ -1,7 +1,7 @@
 """Modes of computing chains: the same chains up to rounding, and the module as it was.
 
 Mutants that these tests kill: the head rounded with the body; weights not put back, or put back under another name;
-labels lost on the way to a compiled graph; a body left in float32; a failing compiler that fails the run.
+labels lost on the way to a compiled graph or a chunk; a body left in float32; a failing compiler that fails the run.
 """
 
 import functools
@@ -22,7 +22,7 @@ from tests.helpers import batches, trainer
 
 BOX = Box(-1, 1, (3, 8, 8))
 CPU = torch.device("cpu")
-BF16, LAST = Compute("bf16"), Compute(channels_last=True)
+BF16, LAST, CHUNKS = Compute("bf16"), Compute(channels_last=True), Compute(chunk_size=4)
 
 
 @pytest.fixture
@@ -37,13 +37,25 @@ def chains(sampler: Sampler, energy: object, compute: Compute | None, seed: int)
 
 
 @pytest.mark.parametrize("sampler", [SGLD.jem(5), HMC(0.05, 3), PYLD(steps=3)], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("compute", [Compute(), Compute("fp32"), LAST], ids=str)
+@pytest.mark.parametrize("compute", [Compute(), Compute("fp32"), LAST, CHUNKS], ids=str)
 def test_float32_modes_are_equal_up_to_rounding(sampler, compute, energy, seed):
     plain, moded = chains(sampler, energy, None, seed), chains(sampler, energy, compute, seed)
-    if compute == LAST:
+    if compute in (LAST, CHUNKS):
         assert (plain - moded).abs().max() < 1e-4
     else:
         assert torch.equal(plain, moded)
+
+
+def test_chunks_keep_each_chain_with_its_label(energy, seed):
+    """Kills: labels of the first rows for all chunks, a last chunk lost, a constant cut with the labels."""
+    y, x, seen = torch.arange(6) % 4, BOX.sample(6), []
+    energy.classifier.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    labelled = functools.partial(energy, y=y)
+    whole = SGLD(0.5, 0.0, 2).run(labelled, x)
+    chunks = SGLD(0.5, 0.0, 2).run(labelled, x, compute=CHUNKS)
+    torch.testing.assert_close(chunks.x, whole.x)
+    torch.testing.assert_close(chunks.energy, whole.energy)
+    assert seen == [6, 6, 4, 2, 4, 2]
 
 
 @pytest.mark.parametrize("compute", [BF16, Compute("bf16", channels_last=True)], ids=str)
@@ -142,6 +154,8 @@ def test_auto_follows_the_device():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="'precision' should be 'fp32', 'bf16', 'auto' or None, got 'fp16'"):
         Compute("fp16")
+    with pytest.raises(ValueError, match="'chunk_size' should be at least 1 or None, got 0"):
+        Compute(chunk_size=0)
 
 
 # Compiled.
@@ -231,7 +245,8 @@ def test_a_jem_computes_its_chains_as_told(tmp_path):
 def test_it_is_written_down_and_read_back(tmp_path):
     compute = Compute("bf16", channels_last=True)
     module = JEM(MLP(4, 3, (8,)), 3, Box(-1, 1, (4,)), compute=compute)
-    assert module.hparams["compute"]["init_args"] == {"precision": "bf16", "channels_last": True, "compile": False}
+    written = {"precision": "bf16", "channels_last": True, "compile": False, "chunk_size": None}
+    assert module.hparams["compute"]["init_args"] == written
     assert rebuild(describe(compute), Compute, "compute") == compute
 
 

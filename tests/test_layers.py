@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ebm_lightning"
 STDLIB_AND_TORCH = {"torch"}
 ALLOWED = {
+    "memory": set(),
     "streams": STDLIB_AND_TORCH,
     "supports": STDLIB_AND_TORCH,
     "energies": STDLIB_AND_TORCH,
@@ -29,6 +30,7 @@ ALLOWED = {
     "data": {"torch", "torchdata", "lightning", "torchvision", "numpy", "sklearn"},
 }
 LEFT_TO_RIGHT = {
+    "memory": set(),
     "streams": set(),
     "supports": set(),
     "networks": set(),

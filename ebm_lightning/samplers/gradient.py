@@ -16,6 +16,7 @@ from ebm_lightning.energies import Energy
 from ebm_lightning.samplers.quiet import modules_of
 
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
+_chunk: ContextVar[int | None] = ContextVar("chunk", default=None)
 _refused: "WeakSet[nn.Module]" = WeakSet()
 
 
@@ -25,6 +26,10 @@ def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     The gradient is of the batch sum, so that a chain does not depend on how many run beside it. Weights that are
     frozen, as samplers have them, cost nothing here.
     """
+    chunk = _chunk.get()
+    if chunk is not None and len(x) > chunk and modules_of(energy):
+        parts = [value_and_gradient(_rows(energy, rows, len(x)), x[rows]) for rows in _slices(len(x), chunk)]
+        return torch.cat([value for value, _ in parts]), torch.cat([gradient for _, gradient in parts])
     if _compiling.get() and not _in_float16(x):
         both = _compiled(energy, x)
         if both is not None:
@@ -40,13 +45,26 @@ def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def compiling(on: bool) -> Iterator[None]:
-    """Where ``on``, :func:`value_and_gradient` compiles energies of modules."""
-    token = _compiling.set(on)
+def evaluating(compiled: bool, chunk_size: int | None) -> Iterator[None]:
+    """How :func:`value_and_gradient` takes energies of modules: compiled or not, and how many chains at a time."""
+    tokens = _compiling.set(compiled), _chunk.set(chunk_size)
     try:
         yield
     finally:
-        _compiling.reset(token)
+        _compiling.reset(tokens[0])
+        _chunk.reset(tokens[1])
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    return [slice(i, i + size) for i in range(0, n, size)]
+
+
+def _rows(energy: Any, rows: slice, n: int) -> Energy:
+    """The energy of some of ``n`` chains: labels that are tied to it, one for each chain, are those of the rows."""
+    if not isinstance(energy, functools.partial):
+        return energy
+    own = {k: v[rows] if isinstance(v, Tensor) and v.shape[:1] == (n,) else v for k, v in energy.keywords.items()}
+    return functools.partial(_rows(energy.func, rows, n), *energy.args, **own)
 
 
 def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor] | None:

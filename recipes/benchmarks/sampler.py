@@ -192,10 +192,13 @@ def ebmkit(net: nn.Module) -> Chain:
 MODES = {
     "ours, fp32": Compute("fp32"),
     "ours, fp32 channels-last": Compute("fp32", channels_last=True),
+    "ours, fp32 channels-last, chunks of 16": Compute("fp32", channels_last=True, chunk_size=16),
+    "ours, fp32 channels-last, chunks of 8": Compute("fp32", channels_last=True, chunk_size=8),
     "ours, fp32 compiled": Compute("fp32", compile=True),
     "ours, fp32 compiled channels-last": Compute("fp32", channels_last=True, compile=True),
     "ours, bf16": Compute("bf16"),
     "ours, bf16 channels-last": Compute("bf16", channels_last=True),
+    "ours, bf16 channels-last, chunks of 32": Compute("bf16", channels_last=True, chunk_size=32),
     "ours, bf16 compiled channels-last": Compute("bf16", channels_last=True, compile=True),
 }
 
