@@ -10,7 +10,7 @@ import yaml
 from ebm_lightning import ConditionalEBM
 from ebm_lightning.data import Images, Source
 from ebm_lightning.schedules import WarmupMultiStep
-from tests.pictures import made_up
+from tests.pictures import made_up, write_arrays
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIGS = sorted(path for path in (RECIPES / "configs").glob("*.yaml") if "sweep" not in path.name)
@@ -42,6 +42,8 @@ def small(config: Path, folder: Path) -> Path:
     """The config with a narrow network, few chains and a trainer that stops after one step."""
     content = yaml.safe_load(config.read_text())
     model, data = content["model"]["init_args"], content["data"]["init_args"]
+    if "path" in data:
+        data["path"] = str(write_arrays(folder, shape=(3, 32, 32)))
     network = model["classifier"]["init_args"]
     network |= {"width": 4} if "width" in network else {"widths": [4, 4, 4], "depth": 10}
     data |= {"batch_size": 4, "val_size": 20}
@@ -52,7 +54,9 @@ def small(config: Path, folder: Path) -> Path:
     if "init_args" in model.get("chains", {}):
         model["chains"]["init_args"]["size"] = 40
     trainer = content["trainer"]
-    trainer["callbacks"][0]["init_args"]["dirpath"] = str(folder / "checkpoints")
+    for callback in trainer["callbacks"]:
+        if "ModelCheckpoint" in callback["class_path"]:
+            callback["init_args"]["dirpath"] = str(folder / "checkpoints")
     trainer["callbacks"] = [c for c in trainer["callbacks"] if "LearningRate" not in c["class_path"]]  # wants a logger
     trainer |= {"max_epochs": -1, "max_steps": 1, "accelerator": "cpu", "devices": 1}
     trainer |= {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
@@ -79,7 +83,7 @@ def test_config_says_how_it_is_run_and_fits_its_data(config):
     assert "https://" in text
     model, data = (yaml.safe_load(text)[part]["init_args"] for part in ("model", "data"))
     assert model["num_classes"] == 10
-    assert data["val_size"] == 5000
+    assert data["val_size"] == (1000 if "small" in config.stem else 5000)
 
 
 def test_numbers_are_those_of_the_papers():
