@@ -48,7 +48,7 @@ def test_float32_modes_are_equal_up_to_rounding(sampler, compute, energy, seed):
 
 def test_chunks_keep_each_chain_with_its_label(energy, seed):
     """Kills: labels of the first rows for all chunks, a last chunk lost, a constant cut with the labels."""
-    y, x, seen = torch.arange(6) % 4, BOX.sample(6), []
+    y, x, seen = torch.tensor([0, 1, 2, 3, 3, 2]), BOX.sample(6), []
     energy.classifier.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     labelled = functools.partial(energy, y=y)
     whole = SGLD(0.5, 0.0, 2).run(labelled, x)
