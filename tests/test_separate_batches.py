@@ -4,10 +4,17 @@ Mutants that these tests kill: orders that do not follow the epoch; the loader t
 going on in the middle; augmentation or noise from a generator that is not saved.
 """
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ebm_lightning import SADAJEM, SGLD, ClassGaussians, ReplayBuffer
+from ebm_lightning.data import ImageArrays
+from ebm_lightning.networks import MLP
+from tests.helpers import trainer
 from tests.ranks import launch
+from tests.runs import final, same
 from tests.test_ranks import free_port, logs
 from tests.two_loaders import arrays, run
 
@@ -69,3 +76,24 @@ def test_two_ranks_have_their_own_shares_and_go_on_bit_for_bit(tmp_path):
             again = torch.load(tmp_path / f"separate-{step}-{rank}.pt", weights_only=True)
             assert all(torch.equal(a, b) for a, b in zip(again["seen"], whole[rank]["seen"][step:], strict=True))
             assert torch.equal(again["weights"], whole[rank]["weights"])
+
+
+def sharp(folder, checkpoint=None):
+    """Two epochs of SADA-JEM with an informative start; on from a checkpoint under another seed."""
+    L.seed_everything(0 if checkpoint is None else 999, verbose=False)
+    data = ImageArrays(folder / "images.npz", 8, 16, "crop-flip", separate_batch_size=4)
+    buffer = ReplayBuffer(12, 0.3, ClassGaussians(1e-2))
+    module = SADAJEM(MLP(192, 3, (8,)), 3, data.support, SGLD(0.1, 0.01, 2), buffer, data_noise=0.05)
+    saver = ModelCheckpoint(folder / "saved", "{step}", save_top_k=-1, every_n_train_steps=3)
+    saving = {"callbacks": [saver], "enable_checkpointing": True} if checkpoint is None else {}
+    trainer(folder, max_epochs=2, **saving).fit(module, data, ckpt_path=checkpoint)
+    return final(module)
+
+
+def test_a_sharpness_aware_run_goes_on_bit_for_bit(tmp_path):
+    arrays(tmp_path)
+    whole = sharp(tmp_path)
+    checkpoints = sorted((tmp_path / "saved").glob("*.ckpt"))
+    assert len(checkpoints) == 3
+    for path in checkpoints:
+        assert same(sharp(tmp_path, path), whole) == [], path.name
