@@ -20,7 +20,7 @@ import torch
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ebm_lightning import (
@@ -35,7 +35,9 @@ from ebm_lightning import (
     Refinement,
     Robustness,
     SampleQuality,
+    Support,
 )
+from ebm_lightning.callbacks.ood_detection import Images
 from ebm_lightning.data import OOD_PAIRS, ood_image_sets
 from ebm_lightning.features import Penultimate
 from ebm_lightning.ood import OOD_SETS, OODSet
@@ -116,7 +118,7 @@ def main(
     label = type(features).__name__ if features else "classifier" if baseline else "model"
     pairs = OOD_PAIRS.get(type(data).__name__, ()) if ood is None else ood
     root, levels = ood_root or Path(getattr(data, "root", "data")), getattr(data, "num_levels", None)
-    real = real_sets(pairs, models["model"], data, root, ood_images)
+    sets = foreign_sets(data, support, pairs, root, ood_images)
 
     def bar(name: str) -> Callable[[Iterable[int]], Iterable[int]]:
         return functools.partial(tqdm, desc=name, disable=not progress_bar, leave=False)
@@ -124,17 +126,14 @@ def main(
     def measurements(to: Path) -> list[Callback]:
         made: list[Callback] = [
             Calibration(bins, to),
-            OODDetection({**made_sets(support), **real}, SCORES, directory=to, seed=seed, limit=ood_images),
+            OODDetection(sets, SCORES, directory=to, seed=seed, limit=ood_images),
             Robustness(
                 linf, l2, noise, attack_steps, attacked_images, directory=to, seed=seed, progress=bar("attacks")
             ),
             SampleQuality(
                 features or Penultimate(judge),
                 None if features else judge,
-                label,
-                sampler,
-                sample_steps,
-                samples,
+                *(label, sampler, sample_steps, samples),
                 seed=seed,
                 progress=bar("samples"),
             ),
@@ -144,17 +143,8 @@ def main(
         if refine_steps:
             made.append(Refinement(refine_steps, sampler, attacked_images, seed, bar("refinement")))
         if ais_temperatures and support.log_mass < math.inf:
-            made.append(
-                AISLogZ(
-                    0,
-                    ais_temperatures,
-                    ais_chains,
-                    num_levels=levels,
-                    directory=to,
-                    seed=seed,
-                    progress=bar("annealing"),
-                )
-            )
+            estimate = functools.partial(AISLogZ, num_levels=levels, directory=to, seed=seed)
+            made.append(estimate(0, ais_temperatures, ais_chains, progress=bar("annealing")))
         return made
 
     results: Results = {}
@@ -181,7 +171,7 @@ def main(
         f"Data: all {images} test images of {type(data).__name__}, except where a smaller number is stated; such a "
         "number is spread evenly over them.",
         f"Chains of all models: {sampler}, with {sample_steps} steps.",
-        *[f"Left out, since the images are not at hand: {name}." for name in pairs if name not in real],
+        *[f"Left out, for its images are not at hand: {name}." for name in pairs if name not in sets],
         f"Seed {seed}; torch {torch.__version__}; {metrics['seconds']:.0f} seconds in all.",
     ]
     sections = evaluation_sections(results, {name: folder / name for name in models}, bins)
@@ -213,19 +203,14 @@ def is_pictured(support: object) -> bool:
     return isinstance(support, Box) and len(support.shape) == 3 and support.shape[0] in (1, 3)
 
 
-def made_sets(support: object) -> dict[str, OODSet]:
-    """The sets made of test images; of points that are no images, those that ask for no pixels."""
-    return {k: make for k, make in OOD_SETS.items() if is_pictured(support) or k in ("noise", "interpolated")}
-
-
-def real_sets(
-    names: Sequence[str], model: ConditionalEBM, data: L.LightningDataModule, root: Path, size: int
-) -> dict[str, Tensor]:
-    """Test images of other data, as many as are at hand."""
-    if not names or not is_pictured(model.support):
-        return {}
+def foreign_sets(
+    data: L.LightningDataModule, support: Support, names: Sequence[str], root: Path, size: int
+) -> Mapping[str, OODSet | Images]:
+    """What is held against the test images: sets made of them, and real images of ``names`` that are at hand."""
+    if not is_pictured(support):
+        return {name: OOD_SETS[name] for name in ("noise", "interpolated")}
     levels, download = getattr(data, "num_levels", 256), getattr(data, "download", True)
-    return ood_image_sets(names, model.support, root, size, num_levels=levels, download=download)
+    return OOD_SETS | ood_image_sets(names, support, root, size, num_levels=levels, download=download)
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:

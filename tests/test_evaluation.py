@@ -184,6 +184,20 @@ def test_where_nothing_is_classified_correctly_nothing_is_attacked(tmp_path):
     assert (metrics["robust/clean"], metrics["robust/linf_0.1"], metrics["robust/l2_0.1"]) == (0, 0, 0)
 
 
+def test_an_error_in_a_small_ball_is_one_in_a_larger_ball(tmp_path):
+    """A thin shell of errors at distance 0.05, which a single long step leaps over."""
+
+    class Shell(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([torch.zeros_like(x), 0.01 - (x.abs() - 0.05).abs()], 1)
+
+    data = torch.utils.data.DataLoader(TensorDataset(torch.full((50, 1), 1e-3), torch.zeros(50).long()), 50)
+    callback = Robustness([0.05, 0.9], [], [], steps=1, directory=tmp_path)
+    module = ConditionalEBM(Shell(), 2, Box(-1, 1, (1,)))
+    (metrics,) = trainer(tmp_path, callbacks=[callback]).test(module, data, verbose=False)
+    assert (metrics["robust/clean"], metrics["robust/linf_0.05"], metrics["robust/linf_0.9"]) == (1, 0, 0)
+
+
 # Fresh samples.
 
 

@@ -32,6 +32,7 @@ METRICS = {
     "refine/accuracy_5": 0.8,
     "refine/energy_change_5": -3.0,
     "ais/bits_per_dim": 1.5,
+    "ais/log_likelihood": -800.0,
     "ais/reliable": 1.0,
 }
 
@@ -104,7 +105,8 @@ def test_what_was_not_measured_is_left_out(folders):
 
 @pytest.mark.parametrize("reliable", [0.0, 1.0])
 def test_unreliable_likelihoods_are_not_ranked(folders, reliable):
-    other = METRICS | {"ais/bits_per_dim": 1.0, "ais/reliable": reliable}
+    other = METRICS | {"ais/bits_per_dim": 1.0, "ais/log_likelihood": -700.0, "ais/reliable": reliable}
     sections = evaluation_sections({"model": METRICS, "baseline": other}, folders, bins=15)
-    bits = dict(sections[2].tables[0].rows)["bits per dimension"]
-    assert [cell.best for cell in bits] == [False, bool(reliable)]
+    rows = dict(sections[2].tables[0].rows)
+    for name in ("bits per dimension", "log-likelihood, nats per image"):
+        assert [cell.best for cell in rows[name]] == [False, bool(reliable)]
