@@ -6,6 +6,7 @@ copies of the weights from the first pass.
 """
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,3 +163,10 @@ def test_it_reloads_and_refuses(tmp_path):
     assert (again.rho, again.adaptive) == (0.7, False)
     with pytest.raises(ValueError, match=r"'rho' should be 0 or positive, got -1"):
         sada(rho=-1)
+
+
+def test_float16_is_refused(tmp_path):
+    module = sada()
+    module._trainer = SimpleNamespace(precision="16-mixed")
+    with pytest.raises(RuntimeError, match="'precision' should be bf16-mixed or 32-true for SADAJEM, got 16-mixed"):
+        module.on_fit_start()
