@@ -60,7 +60,7 @@ def test_the_config_holds_every_hyperparameter(run):
         config["sampler"]["init_args"] | {"step_size": 0.1, "noise_std": 0.01, "steps": 2}
         == (config["sampler"]["init_args"])
     )
-    assert config["chains"]["init_args"] == {"size": 2000, "reinit_prob": 0.05}
+    assert config["chains"]["init_args"] == {"size": 2000, "reinit_prob": 0.05, "start": None}
     assert config["support"]["init_args"] == {"low": -1.0, "high": 1.0, "shape": [1, 8, 8]}
     assert config["implied_temperature"] == pytest.approx(5e-4)
     assert config["generative_weight"] == 1.0
