@@ -64,8 +64,8 @@ def main(
         seed: Of weights, chains and the order of the data.
         output: Folder for results, new or empty; by default the next free runs/mnist-N or runs/fashionmnist-N.
         logger: Where metrics go; wandb works offline with WANDB_MODE=offline and no account.
-        steps: Optimiser steps of the joint model. With 3000 it classifies no better and chains that start at noise
-            stay there: the energy of noise has become a plateau.
+        steps: Optimiser steps of the joint model. More make a better classifier and worse chains: with 3000, half
+            of those that start at noise stay there.
         baseline_steps: Optimiser steps of the plain classifier.
         batch_size: Images in a batch for p(y|x), cropped at random.
         generative_batch_size: Images in a batch for p(x), and chains moved in a step.
