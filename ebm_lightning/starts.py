@@ -129,7 +129,8 @@ class ClassGaussians(Start):
     ) -> Tensor:
         if device is None:
             device = "cpu" if generator is None else generator.device
-        counts, means, factors = self._fitted = tuple(t.to(device) for t in self._known())  # type: ignore[assignment]
+        counts, means, factors = (t.to(device) for t in self._known())
+        self._fitted = counts, means, factors  # once on each device, for they are large
         if labels is None:
             labels = torch.multinomial(counts, n, replacement=True, generator=generator)
         z = torch.randn(n, means.shape[1], generator=generator, device=device)

@@ -7,9 +7,9 @@ images are read in the order of the data set, each once, by one rank, with rando
 
 import copy
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -79,7 +79,7 @@ def _indices(loader: DataLoader[Any], rank: int, world_size: int) -> list[int]:
     """What this rank reads: of the usual samplers' data its share, of a user's own what that sampler would."""
     sampler = loader.sampler
     if isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler):
-        return list(range(len(loader.dataset)))[rank::world_size]  # type: ignore[arg-type]
+        return list(range(len(cast(Sized, loader.dataset))))[rank::world_size]
     generator = getattr(sampler, "generator", None)
     state = None if generator is None else generator.get_state()
     indices = sorted(copy.copy(sampler))

@@ -1,13 +1,12 @@
 """An estimate of log Z that says how far to trust it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
-
-from ebm_lightning.energies import Energy
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,9 @@ class LogZ:
         return self.per_class.softmax(0)
 
     @torch.no_grad()
-    def log_prob(self, energy: Energy, x: Tensor, y: Tensor | None = None, *, given_label: bool = False) -> Tensor:
+    def log_prob(
+        self, energy: Callable[..., Tensor], x: Tensor, y: Tensor | None = None, *, given_label: bool = False
+    ) -> Tensor:
         r"""log p(x), with labels log p(x, y), or ``given_label`` log p(x|y) = -E(x, y) - log Z_y; in nats, shape (N,).
 
         All rows share this estimate's error; ``given_label`` that of its log Z_y.
@@ -75,11 +76,11 @@ class LogZ:
             ValueError: ``given_label`` without labels, or for an energy without classes.
         """
         if not given_label:
-            return -(energy(x) if y is None else energy(x, y)).double() - self.log_z  # type: ignore[call-arg]
+            return -(energy(x) if y is None else energy(x, y)).double() - self.log_z
         if y is None or self.per_class is None:
             missing = "'y' should be labels" if y is None else "'energy' should be a JointEnergy"
             raise ValueError(f"{missing} for log p(x|y), got none. Leave out 'given_label' for log p(x).")
-        return -energy(x, y).double() - self.per_class.to(x.device)[y]  # type: ignore[call-arg]
+        return -energy(x, y).double() - self.per_class.to(x.device)[y]
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The two-sided confidence interval of log Z, by Student's t where ``std_err`` rests on a few islands.

@@ -80,7 +80,7 @@ def benchmark(name: str, rounds: int, chosen: tuple[str, ...], device: torch.dev
     make, shape, batch = NETWORKS[name]
     torch.manual_seed(0)
     # As people have it; the library's modes lay weights out by themselves.
-    net = make().to(device=device, memory_format=torch.contiguous_format).train()  # type: ignore[call-overload]
+    net = make().to(device).to(memory_format=torch.contiguous_format).train()
     x = (torch.rand(batch, *shape, device=device) - 0.5) * 1.2  # so far from walls that none is met
     chains = {k: c for k, c in all_contenders(net, shape).items() if not chosen or k in (*chosen, LIMIT, JEM_LOOP)}
     print(f"\n({name}) batch {batch} of {'x'.join(map(str, shape))}, {STEPS} steps, {rounds} rounds, {device}")

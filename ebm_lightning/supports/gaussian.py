@@ -1,0 +1,56 @@
+"""A normalised Gaussian reference on all of R^D."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.supports.base import Support, device_of
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian(Support):
+    r"""R^D with a normalised diagonal Gaussian reference: the classifier tilts it.
+
+    .. math:: q(x) = \prod_d N(x_d; mean_d, std_d^2)
+
+    Arguments:
+        mean: Mean, a number or a tensor that broadcasts to ``shape``.
+        std: Standard deviation, likewise, positive.
+        shape: Shape of one x.
+
+    Raises:
+        ValueError: ``std`` is not positive.
+    """
+
+    mean: float | list[float] | Tensor
+    std: float | list[float] | Tensor
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not (torch.as_tensor(self.std) > 0).all():
+            raise ValueError(f"'std' should be positive, got {self.std}.")
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    @property
+    def log_mass(self) -> float:
+        return 0.0
+
+    def log_q(self, x: Tensor) -> Tensor:
+        constant = (torch.as_tensor(self.std).to(x).log() + 0.5 * math.log(2 * math.pi)).expand(self.shape).sum()
+        return -0.5 * self.standardise(x).square().flatten(1).sum(1) - constant
+
+    def sample(
+        self, n: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        z = torch.randn((n, *self.shape), generator=generator, device=device_of(generator, device))
+        return self.destandardise(z)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """(x - mean) / std."""
+        return (x - torch.as_tensor(self.mean).to(x)) / torch.as_tensor(self.std).to(x)
+
+    def destandardise(self, z: Tensor) -> Tensor:
+        """mean + std z."""
+        return torch.as_tensor(self.mean).to(z) + torch.as_tensor(self.std).to(z) * z
