@@ -16,6 +16,7 @@ from torch import Tensor
 from ebm_lightning import BlockGibbs, Chains, ClassificationRBM, DataInit, SupportInit
 from ebm_lightning.partition import sweep_matrix
 from ebm_lightning.partition.states import binary_states
+from ebm_lightning.report import results_folder
 from ebm_lightning.streams import make_generator
 
 VISIBLE, HIDDEN, CLASSES = 5, 4, 3
@@ -36,10 +37,7 @@ def main(
         chains: Chains that the gradient is averaged over.
         coupling: Holds units together, all on or all off: the larger, the longer chains remember where they started.
     """
-    output = output or next(p for n in range(10**6) if not (p := Path("runs") / f"contrastive_divergence-{n}").exists())
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"'output' should be a new or empty folder, got {output}, which holds results. Name another.")
-    output.mkdir(parents=True, exist_ok=True)
+    output = results_folder(output, "contrastive_divergence")
     true = sampled(rbm(seed, coupling, exact=True), X, Y)
     results: dict[str, Any] = {"exact_length": float(true.norm())}
     print(f"The exact gradient has length {true.norm():.4f}. Bias of the mean gradient from {chains} chains:")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ebm_lightning import JEM, SGLD, AISLogZ, Calibration, OODDetection, ReplayBuffer, SampleGrid
 from ebm_lightning.data import Digits
 from ebm_lightning.networks import ConvNet
+from ebm_lightning.report import results_folder
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 OODName = Literal["noise", "shuffled", "inverted", "transposed", "flipped", "interpolated"]
@@ -75,7 +76,7 @@ def main(
         progress_bar: Show a progress bar with the energies of data and negatives.
     """
     start = time.time()
-    folder = _folder(output)
+    folder = results_folder(output, "digits")
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
 
     def bar(loop: Iterable[int]) -> Iterable[int]:
@@ -144,20 +145,6 @@ def table(jem: dict[str, float], baseline: dict[str, float]) -> str:
     lines = [f"{'':36}{'JEM':>12}{'classifier':>12}"]
     lines += [f"{name:36}{jem[name]:12.4f}{baseline[name]:12.4f}" for name in jem]
     return "\n".join(lines)
-
-
-def _folder(output: Path | None) -> Path:
-    """The folder to write to, made; never one that holds anything.
-
-    Raises:
-        ValueError: ``output`` is not empty.
-    """
-    if output is None:
-        output = next(p for n in range(10**6) if not (p := Path("runs") / f"digits-{n}").exists())
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"'output' should be a new or empty folder, got {output}, which holds results. Name another.")
-    output.mkdir(parents=True, exist_ok=True)
-    return output
 
 
 def _logger(name: LoggerName, directory: Path, run_name: str, log_checkpoint: bool) -> Logger:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ebm_lightning import GHMC, HMC, JEM, MALA, ais
 from ebm_lightning.callbacks.ais_log_z import ess_curve
+from ebm_lightning.report import results_folder
 from ebm_lightning.streams import make_generator
 
 KERNELS = {"ghmc": GHMC(), "hmc": HMC(), "mala": MALA()}
@@ -41,8 +42,8 @@ def main(
         seed: Of the chains.
         output: Folder for log_z.json and the picture; new or empty. Nothing is written without it.
     """
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise ValueError(f"'output' should be a new or empty folder, got {output}, which holds results. Name another.")
+    if output is not None:
+        results_folder(output, "log_z")
     module = JEM.load_from_checkpoint(checkpoint, weights_only=True, map_location=device).eval()
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
         result = ais(
@@ -71,7 +72,6 @@ def main(
     if not result.reliable:
         print("This estimate is UNRELIABLE: raise --temperatures or --chains.")
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "log_z.json").write_text(json.dumps(figures, indent=2))
         ess_curve(result).savefig(output / "ess.png", dpi=120)
     return figures

@@ -41,7 +41,7 @@ from ebm_lightning.callbacks.ood_detection import Images
 from ebm_lightning.data import OOD_PAIRS, ood_image_sets
 from ebm_lightning.features import Penultimate
 from ebm_lightning.ood import OOD_SETS, OODSet
-from ebm_lightning.report import Section, evaluation_sections, page
+from ebm_lightning.report import Section, evaluation_sections, page, results_folder
 from ebm_lightning.scores import approximate_mass, log_density, max_probability, negative_entropy
 
 NO_BASELINE = (
@@ -109,7 +109,7 @@ def main(
         progress_bar: Show progress bars.
     """
     start = time.time()
-    folder = _folder(output)
+    folder = results_folder(output, "eval")
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|log Z is unreliable|in eval mode).*")
     paths = {"model": checkpoint} | ({} if baseline is None else {"baseline": baseline})
     models = {name: load(path, classifier) for name, path in paths.items()}
@@ -225,20 +225,6 @@ def _other_network(models: Mapping[str, ConditionalEBM]) -> str:
     """A warning where the models are not of one network."""
     shapes = {str([tuple(p.shape) for p in model.classifier.parameters()]) for model in models.values()}
     return "" if len(shapes) == 1 else " THEIR NETWORKS DIFFER, so that not training alone makes the difference."
-
-
-def _folder(output: Path | None) -> Path:
-    """The folder to write to, made; never one that holds anything.
-
-    Raises:
-        ValueError: ``output`` is not empty.
-    """
-    if output is None:
-        output = next(p for n in range(10**6) if not (p := Path("runs") / f"eval-{n}").exists())
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"'output' should be a new or empty folder, got {output}, which holds results. Name another.")
-    output.mkdir(parents=True, exist_ok=True)
-    return output
 
 
 def _logger(name: Literal["csv", "wandb"], directory: Path, run_name: str) -> Logger:

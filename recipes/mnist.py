@@ -24,6 +24,7 @@ from ebm_lightning import JEM, SGLD, ChainDiagnostics, DivergenceGuard, ReplayBu
 from ebm_lightning.data import MNIST, FashionMNIST
 from ebm_lightning.memory import keep_freed_memory
 from ebm_lightning.networks import StridedConvNet
+from ebm_lightning.report import results_folder
 
 DATA = {"MNIST": MNIST, "FashionMNIST": FashionMNIST}
 Precision = Literal["32-true", "bf16-mixed"]
@@ -89,7 +90,7 @@ def main(
         progress_bar: Show progress bars.
     """
     start = time.time()
-    folder = _folder(output, dataset)
+    folder = results_folder(output, dataset.lower())
     if keep_memory:
         keep_freed_memory()
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
@@ -153,20 +154,6 @@ def main(
         subprocess.run(command, check=True, env={**os.environ, **kept})
     print(f"{time.time() - start:.0f} seconds in all")
     return folder
-
-
-def _folder(output: Path | None, dataset: str) -> Path:
-    """The folder to write to, made; never one that holds anything.
-
-    Raises:
-        ValueError: ``output`` is not empty.
-    """
-    if output is None:
-        output = next(p for n in range(10**6) if not (p := Path("runs") / f"{dataset.lower()}-{n}").exists())
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"'output' should be a new or empty folder, got {output}, which holds results. Name another.")
-    output.mkdir(parents=True, exist_ok=True)
-    return output
 
 
 def _logger(name: str, directory: Path, run_name: str) -> Logger:

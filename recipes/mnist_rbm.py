@@ -22,6 +22,7 @@ from torchvision.utils import save_image
 
 from ebm_lightning import Binary, BlockGibbs, Calibration, ClassificationRBM, DataInit, ReplayBuffer
 from ebm_lightning.data import Binarised, resumable_loader
+from ebm_lightning.report import results_folder
 from ebm_lightning.streams import make_generator
 
 
@@ -60,10 +61,7 @@ def main(
         progress_bar: Show a progress bar.
     """
     start = time.time()
-    output = output or next(p for n in range(10**6) if not (p := Path("runs") / f"mnist_rbm-{n}").exists())
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"'output' should be a new or empty folder, got {output}, which holds results. Name another.")
-    output.mkdir(parents=True, exist_ok=True)
+    output = results_folder(output, "mnist_rbm")
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|val_dataloader).*")
 
     L.seed_everything(seed, verbose=False)

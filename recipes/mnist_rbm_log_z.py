@@ -17,6 +17,7 @@ from torchvision.datasets import MNIST
 from ebm_lightning import Binary, BlockGibbs, DataInit, JointEnergy, LogZ, exact_log_z
 from ebm_lightning.boltzmann import RBMLogits
 from ebm_lightning.partition import classification_rbm_ais
+from ebm_lightning.report import results_folder
 from ebm_lightning.streams import make_generator
 
 
@@ -48,10 +49,7 @@ def main(
         chains: Annealed chains.
         size: Training images to use, of 60000.
     """
-    output = output or next(p for n in range(10**6) if not (p := Path("runs") / f"mnist_rbm_log_z-{n}").exists())
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"'output' should be a new or empty folder, got {output}, which holds results. Name another.")
-    output.mkdir(parents=True, exist_ok=True)
+    output = results_folder(output, "mnist_rbm_log_z")
     torch.manual_seed(seed)
     x, y = binary_images(data, seed, labels, train=True)
     x, y = x[:size], y[:size]

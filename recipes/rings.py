@@ -22,6 +22,7 @@ from ebm_lightning.data import Rings
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import quadrature
 from ebm_lightning.partition.exact import grid
+from ebm_lightning.report import results_folder
 from ebm_lightning.streams import make_generator
 
 
@@ -51,10 +52,7 @@ def main(
         progress_bar: Show a progress bar with the energies of data and negatives.
     """
     start = time.time()
-    output = output or next(p for n in range(10**6) if not (p := Path("runs") / f"rings-{n}").exists())
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"'output' should be a new or empty folder, got {output}, which holds results. Name another.")
-    output.mkdir(parents=True, exist_ok=True)
+    output = results_folder(output, "rings")
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
 
     L.seed_everything(seed, verbose=False)

@@ -18,6 +18,7 @@ from ebm_lightning import BlockGibbs
 from ebm_lightning.boltzmann import RBMLogits, bernoulli
 from ebm_lightning.partition import Ising, boltzmann, classification_rbm_ais, unit_mean
 from ebm_lightning.partition.physics import arrangements, line_energy
+from ebm_lightning.report import results_folder
 from ebm_lightning.streams import make_generator
 
 BONDS = {"AA": 0.0, "AB": -1.0}
@@ -44,10 +45,7 @@ def main(
         coupling: J of the Ising model.
         field: a of the single unit.
     """
-    output = output or next(p for n in range(10**6) if not (p := Path("runs") / f"statistical_physics-{n}").exists())
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"'output' should be a new or empty folder, got {output}, which holds results. Name another.")
-    output.mkdir(parents=True, exist_ok=True)
+    output = results_folder(output, "statistical_physics")
     rows = single_unit(field, chains, seed) + three_sites(chains, sweeps, seed)
     rows += ising(Ising(4, coupling), chains, sweeps, temperatures, seed)
     print(f"{'':52}{'truth':>12}{'estimate':>12}{'std. error':>12}")
