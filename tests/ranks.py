@@ -1,6 +1,7 @@
 """What processes of one run do in the tests of several ranks: FOLDER JOB, with the rank in the environment."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -12,13 +13,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 
-from ebm_lightning import JEM, Box, ClassGaussians, ReplayBuffer
+from ebm_lightning import JEM, SADAJEM, SGLD, Box, ClassGaussians, ReplayBuffer
 from ebm_lightning.data import Rings
-from ebm_lightning.networks import ConvNet
+from ebm_lightning.networks import MLP, ConvNet
 from tests import two_loaders
-from tests.helpers import batches, jem, trainer
+from tests.helpers import batches, jem, trainer, weights
 from tests.runs import Rows, final, noisy
 
 ROOT = Path(__file__).parent.parent
@@ -117,6 +118,25 @@ def separate(folder: Path) -> None:
         )
 
 
+def sharp(folder: Path) -> None:
+    """One step of length 1 of SADA-JEM, and what this rank met in it."""
+
+    class Met(SADAJEM):
+        def loss_terms(self, x: Tensor, y: Tensor, *rest: Any) -> Any:
+            self.batch = x, y
+            return super().loss_terms(x, y, *rest)
+
+    L.seed_everything(0, verbose=False)
+    data, network = Rings(size=64, batch_size=8), MLP(2, 3, (8,))
+    descent = functools.partial(torch.optim.SGD, lr=1.0)
+    chains = SGLD(0.1, 0.01, 3), ReplayBuffer(30)
+    module = Met(network, 3, data.support, *chains, rho=0.5, adaptive=False, energy_l2=0.05, optimizer=descent)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    distributed(folder, max_steps=1).fit(module, data)
+    met = dict(zip(("x", "y"), module.batch, strict=True)) | {"negatives": module.last_move.x}
+    keep(folder, "sharp", met | {"start": start, "weights": weights(module)})
+
+
 class Dies(L.Callback):
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -145,5 +165,5 @@ def interrupt(folder: Path) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
     torch.set_num_threads(1)
-    jobs = {"whole": whole, "deal": deal, "gaussians": gaussians, "separate": separate}
+    jobs = {"whole": whole, "deal": deal, "gaussians": gaussians, "separate": separate, "sharp": sharp}
     jobs[sys.argv[2]](Path(sys.argv[1]))

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ebm_lightning import SADAJEM, SGLD, ReplayBuffer
+from ebm_lightning import SADAJEM, SGLD, Box, JointEnergy, ReplayBuffer
 from ebm_lightning.networks import MLP
 from tests.helpers import BOX, batches, jem, trainer, weights
+from tests.ranks import launch
+from tests.test_ranks import free_port, logs
 
 WEIGHTS = {"conditional_weight": 0.7, "generative_weight": 0.3, "energy_l2": 0.05}
 
@@ -49,24 +51,29 @@ def by_hand(rho: float, adaptive: bool, precision: torch.dtype | None = None) ->
     module.start_chains()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
         negatives = module.negatives(x)
+    return weights(module) - uphill_gradient(module.energy, x, y, negatives, rho, adaptive, (0.7, 0.3), precision)
+
+
+def uphill_gradient(energy, x, y, negatives, rho, adaptive, terms, precision=None) -> torch.Tensor:
+    """The gradient of the loss at the point uphill, from formulas alone; ``terms`` weighs its two terms."""
 
     def gradient_at(point: list[torch.Tensor]) -> list[torch.Tensor]:
-        energy = copy.deepcopy(module.energy)
-        for p, value in zip(energy.parameters(), point, strict=True):
+        there = copy.deepcopy(energy)
+        for p, value in zip(there.parameters(), point, strict=True):
             p.data = value.clone()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
-            conditional = nn.functional.cross_entropy(energy.logits(x), y)
-            energies = energy(torch.cat([x, negatives]))
-        gap = energies[:8].mean() - energies[8:].mean()
-        squares = 2 * energies.square().mean()
-        return list(torch.autograd.grad(0.7 * conditional + 0.3 * gap + 0.05 * squares, list(energy.parameters())))
+            conditional = nn.functional.cross_entropy(there.logits(x), y)
+            energies = there(torch.cat([x, negatives]))
+        gap = energies[: len(x)].mean() - energies[len(x) :].mean()
+        loss = terms[0] * conditional + terms[1] * gap + 0.05 * 2 * energies.square().mean()
+        return list(torch.autograd.grad(loss, list(there.parameters())))
 
-    start = [p.detach() for p in module.parameters()]
+    start = [p.detach() for p in energy.parameters()]
     gradient = gradient_at(start)
     scale = [p.abs() if adaptive else torch.ones_like(p) for p in start]
     length = torch.cat([(g * t).flatten() for g, t in zip(gradient, scale, strict=True)]).norm()
     uphill = [p + rho * t * t * g / length for p, t, g in zip(start, scale, gradient, strict=True)]
-    return torch.cat([(p - g).flatten() for p, g in zip(start, gradient_at(uphill), strict=True)])
+    return torch.cat([g.flatten() for g in gradient_at(uphill)])
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -170,3 +177,20 @@ def test_float16_is_refused(tmp_path):
     module._trainer = SimpleNamespace(precision="16-mixed")
     with pytest.raises(RuntimeError, match="'precision' should be bf16-mixed or 32-true for SADAJEM, got 16-mixed"):
         module.on_fit_start()
+
+
+def test_ranks_climb_alone_and_descend_together(tmp_path):
+    processes = launch(tmp_path, "sharp", 2, free_port())
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0], logs(tmp_path, "sharp")
+    finally:
+        for process in processes:
+            process.kill()
+    met = [torch.load(tmp_path / f"sharp-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert torch.equal(met[0]["weights"], met[1]["weights"])
+    assert not torch.equal(met[0]["negatives"], met[1]["negatives"])
+    network = MLP(2, 3, (8,))
+    network.load_state_dict(met[0]["start"])
+    energy = JointEnergy(network, Box(-4, 4, (2,)))
+    gradients = [uphill_gradient(energy, m["x"], m["y"], m["negatives"], 0.5, False, (1.0, 1.0)) for m in met]
+    assert torch.allclose(met[0]["weights"], weights(network) - (gradients[0] + gradients[1]) / 2, atol=1e-5)
