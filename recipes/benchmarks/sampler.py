@@ -1,8 +1,9 @@
 """How fast chains move: this library in each of its modes beside the loops that people use, in one process.
 
-``OMP_NUM_THREADS=1 python recipes/benchmarks/sampler.py`` prints a Markdown table for each network and writes
-``sampler.json``. Contenders take turns in shuffled order, so that a busy machine slows all of them; ratios are taken
-within a round. Before that, each proves that it computes the reference's chains, from equal starts with equal noise.
+``python recipes/benchmarks/sampler.py`` prints a Markdown table for each network and writes ``sampler.json``.
+Contenders take turns in shuffled order, so that a busy machine slows all of them; ratios are taken within a round, of
+wall time or, where other processes share the machine, of CPU time (``--ratios cpu``, with ``OMP_NUM_THREADS=1``, since
+threads that wait for one another burn it). Before that, each proves that it computes the reference's chains, from equal starts with equal noise.
 """
 
 import functools
@@ -15,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
@@ -51,6 +52,7 @@ def main(
     rounds: int = 10,
     contenders: tuple[str, ...] = (),
     keep_memory: bool = False,
+    ratios: Literal["wall", "cpu"] = "wall",
     output: Path = Path("sampler.json"),
 ) -> dict[str, dict[str, Row]]:
     """Prove, time, and print one table for each network.
@@ -61,6 +63,7 @@ def main(
         rounds: Turns of every contender.
         contenders: Names of those to run besides the reference and JEM's loop; all of them if empty.
         keep_memory: Have glibc keep freed memory first, for all contenders.
+        ratios: The clock whose ratios are printed; on a GPU always wall.
         output: Where the figures go, as JSON.
     """
     if keep_memory:
@@ -71,12 +74,14 @@ def main(
         if name == "c" and device.type == "cpu":
             print("(c) is skipped: WRN-28-10 needs a GPU.")
             continue
-        results[name] = benchmark(name, rounds, contenders, device)
+        results[name] = benchmark(name, rounds, contenders, device, ratios)
         output.write_text(json.dumps({"setting": setting(device, keep_memory, rounds), "networks": results}, indent=1))
     return results
 
 
-def benchmark(name: str, rounds: int, chosen: tuple[str, ...], device: torch.device) -> dict[str, Row]:
+def benchmark(
+    name: str, rounds: int, chosen: tuple[str, ...], device: torch.device, ratios: Literal["wall", "cpu"]
+) -> dict[str, Row]:
     make, shape, batch = NETWORKS[name]
     torch.manual_seed(0)
     # As people have it; the library's modes lay weights out by themselves.
@@ -86,7 +91,8 @@ def benchmark(name: str, rounds: int, chosen: tuple[str, ...], device: torch.dev
     print(f"\n({name}) batch {batch} of {'x'.join(map(str, shape))}, {STEPS} steps, {rounds} rounds, {device}")
     proofs = prove(chains, net, x)
     seconds = take_turns(chains, x, rounds)
-    rows = {k: row(seconds, k, batch, proofs) for k in chains}
+    clock = 1 if ratios == "cpu" and device.type == "cpu" else 0
+    rows = {k: row(seconds, k, clock, batch, proofs) for k in chains}
     print_table(rows)
     return rows
 
@@ -259,50 +265,54 @@ def drift_free(x: Tensor) -> Tensor:
     return x
 
 
-def take_turns(chains: dict[str, Chain], x: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round: CPU time, which other processes leave alone; on a GPU wall time."""
-    seconds: dict[str, list[float]] = {name: [] for name in chains}
+Seconds = dict[str, list[tuple[float, float]]]  # of each contender in each round: wall time, CPU time of all threads
+
+
+def take_turns(chains: dict[str, Chain], x: Tensor, rounds: int) -> Seconds:
+    seconds: Seconds = {name: [] for name in chains}
     order = random.Random(0)
     for turn in range(rounds + 1):
         for name in order.sample(list(chains), len(chains)):
-            start = clock(x.device)
+            wall, cpu = clocks(x.device)
             chains[name](x)
+            wall_after, cpu_after = clocks(x.device)
             if turn:  # the first warms up
-                seconds[name].append(clock(x.device) - start)
+                seconds[name].append((wall_after - wall, cpu_after - cpu))
     return seconds
 
 
-def clock(device: torch.device) -> float:
-    if device.type != "cuda":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
+def clocks(device: torch.device) -> tuple[float, float]:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
 
 
-def row(seconds: dict[str, list[float]], name: str, batch: int, proofs: dict[str, float]) -> Row:
-    cost = [a / b for a, b in zip(seconds[name], seconds[LIMIT], strict=True)]
-    gain = [b / a for a, b in zip(seconds[name], seconds[JEM_LOOP], strict=True)]
-    median = statistics.median(seconds[name])
+def row(seconds: Seconds, name: str, clock: int, batch: int, proofs: dict[str, float]) -> Row:
+    mine, limit, jem = ([pair[clock] for pair in seconds[k]] for k in (name, LIMIT, JEM_LOOP))
+    cost = [a / b for a, b in zip(mine, limit, strict=True)]
+    gain = [b / a for a, b in zip(mine, jem, strict=True)]
+    wall, cpu = (statistics.median(pair[k] for pair in seconds[name]) for k in (0, 1))
     quartiles = statistics.quantiles(gain, n=4) if len(gain) > 1 else [gain[0]] * 3
     return {
         "gain": statistics.median(gain),
         "gain_low": quartiles[0],
         "gain_high": quartiles[2],
         "cost": statistics.median(cost),
-        "ms_per_step": 1e3 * median / STEPS,
-        "chain_steps_per_second": batch * STEPS / median,
+        "ms_per_step": 1e3 * wall / STEPS,
+        "cpu_ms_per_step": 1e3 * cpu / STEPS,
+        "chain_steps_per_second": batch * STEPS / (cpu if clock else wall),
         "distance": proofs.get(name, "no chain"),
     }
 
 
 def print_table(rows: dict[str, Row]) -> None:
-    print("\n| | times JEM's speed [quartiles] | cost / fp32 limit | CPU ms a step | chain-steps/s | distance |")
-    print("|---|---|---|---|---|---|")
+    print("\n| | times JEM's speed [quartiles] | cost / fp32 limit | ms a step | CPU ms | chain-steps/s | distance |")
+    print("|---|---|---|---|---|---|---|")
     for name, r in rows.items():
         distance = f"{r['distance']:.1e}" if isinstance(r["distance"], float) else r["distance"]
         print(
             f"| {name} | {r['gain']:.2f} [{r['gain_low']:.2f}, {r['gain_high']:.2f}] | {r['cost']:.2f} "
-            f"| {r['ms_per_step']:.2f} | {r['chain_steps_per_second']:.0f} | {distance} |"
+            f"| {r['ms_per_step']:.2f} | {r['cpu_ms_per_step']:.2f} | {r['chain_steps_per_second']:.0f} | {distance} |"
         )
 
 
