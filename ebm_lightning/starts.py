@@ -1,10 +1,12 @@
-"""Where persistent chains begin, and begin anew, if not in the support's reference density: near the data."""
+"""Where chains begin, and persistent ones begin anew, if not in the support's reference density: near the data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+
+from ebm_lightning.supports import Support
 
 
 class Start(ABC):
@@ -172,6 +174,29 @@ class ClassGaussians(Start):
                 "component never varies. Use 1e-4."
             )
         return factor.float()
+
+
+def first_places(
+    start: Start | None,
+    support: Support,
+    n: int,
+    labels: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Where ``n`` chains begin, shape (n, *shape): drawn from ``start``, or else from the support's reference density.
+
+    Arguments:
+        start: Its draws are moved to the nearest point of the support.
+        support: The domain of x.
+        n: Number of chains.
+        labels: Class of each chain, shape (n,), where they have one.
+        generator: Source of randomness.
+        device: Where they are drawn.
+    """
+    if start is None:
+        return support.sample(n, generator=generator, device=device)
+    return support.clamp(start.sample(n, labels, generator, device))
 
 
 def _gathered(batches: Iterable[tuple[Tensor, Tensor]], rows: int = 2048) -> Iterator[tuple[Tensor, Tensor]]:

@@ -40,9 +40,11 @@ from ebm_lightning import (
 from ebm_lightning.callbacks.ood_detection import Images
 from ebm_lightning.data import OOD_PAIRS, ood_image_sets
 from ebm_lightning.features import Penultimate
+from ebm_lightning.modules.first_pass import pass_over, undisturbed
 from ebm_lightning.ood import OOD_SETS, OODSet
 from ebm_lightning.report import Section, evaluation_sections, page, results_folder
 from ebm_lightning.scores import approximate_mass, log_density, max_probability, negative_entropy
+from ebm_lightning.starts import Start
 
 NO_BASELINE = (
     "No plain classifier was given (--baseline), so that nothing here says what the energy model gained or lost: such "
@@ -66,6 +68,7 @@ def main(
     ood_images: int = 1000,
     samples: int = 500,
     sample_steps: int = 60,
+    start: Start | None = None,
     attacked_images: int = 500,
     attack_steps: int = 20,
     linf: tuple[float, ...] = (0.05, 0.1, 0.2),
@@ -96,6 +99,8 @@ def main(
         ood_images: Most images of each set that scores are held against.
         samples: Fresh chains for FID, KID and the Inception score.
         sample_steps: Steps of every fresh chain.
+        start: Where fresh chains begin, of both models; by default where the model's own chains did, such as
+            ClassGaussians, fitted here to the training images.
         attacked_images: Most images that are attacked, made noisy or refined.
         attack_steps: Gradients that each attack follows.
         linf: Radii of the L-inf attack, in units of x.
@@ -108,7 +113,7 @@ def main(
         seed: Of chains, attacks and sets that are drawn.
         progress_bar: Show progress bars.
     """
-    start = time.time()
+    began = time.time()
     folder = results_folder(output, "eval")
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|log Z is unreliable|in eval mode).*")
     paths = {"model": checkpoint} | ({} if baseline is None else {"baseline": baseline})
@@ -118,6 +123,9 @@ def main(
     label = type(features).__name__ if features else "classifier" if baseline else "model"
     pairs = OOD_PAIRS.get(type(data).__name__, ()) if ood is None else ood
     root, levels = ood_root or Path(getattr(data, "root", "data")), getattr(data, "num_levels", None)
+    start = fitted(
+        start or getattr(getattr(models["model"], "chains", None), "start", None), data, models["model"].num_classes
+    )
     sets = foreign_sets(data, support, pairs, root, ood_images)
 
     def bar(name: str) -> Callable[[Iterable[int]], Iterable[int]]:
@@ -134,12 +142,14 @@ def main(
                 features or Penultimate(judge),
                 None if features else judge,
                 *(label, sampler, sample_steps, samples),
+                start=start,
                 seed=seed,
                 progress=bar("samples"),
             ),
         ]
+        pictures = functools.partial(FreshSamples, start=start, directory=to, seed=seed)
         if is_pictured(support):
-            made.append(FreshSamples(8, 10, sampler, sample_steps, directory=to, seed=seed, progress=bar("pictures")))
+            made.append(pictures(8, 10, sampler, sample_steps, progress=bar("pictures")))
         if refine_steps:
             made.append(Refinement(refine_steps, sampler, attacked_images, seed, bar("refinement")))
         if ais_temperatures and support.log_mass < math.inf:
@@ -163,14 +173,15 @@ def main(
             _finish_wandb()
     results = {name: results[name] for name in models}
     images = len(data.test_dataloader().dataset)
-    counts = {"test/images": float(images), "test/ece_bins": float(bins), "seconds": time.time() - start}
+    counts = {"test/images": float(images), "test/ece_bins": float(bins), "seconds": time.time() - began}
     metrics = results["model"] | {f"baseline/{k}": v for k, v in results.get("baseline", {}).items()} | counts
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
     facts = [
         f"Model: {checkpoint}. Plain classifier: {baseline or 'not given'}.{_other_network(models)}",
         f"Data: all {images} test images of {type(data).__name__}, except where a smaller number is stated; such a "
         "number is spread evenly over them.",
-        f"Chains of all models: {sampler}, with {sample_steps} steps.",
+        f"Chains of all models: {sampler}, with {sample_steps} steps from "
+        f"{'the reference density' if start is None else f'{type(start).__name__}, fitted to the training images'}.",
         *[f"Left out, for its images are not at hand: {name}." for name in pairs if name not in sets],
         f"Seed {seed}; torch {torch.__version__}; {metrics['seconds']:.0f} seconds in all.",
     ]
@@ -196,6 +207,16 @@ def load(path: Path, classifier: nn.Module | None) -> ConditionalEBM:
     kind = JEM if "sampler" in arguments else ConditionalEBM
     given: dict[str, Any] = {} if classifier is None else {"classifier": copy.deepcopy(classifier)}
     return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given).eval()
+
+
+def fitted(start: Start | None, data: L.LightningDataModule, num_classes: int) -> Start | None:
+    """``start``, fitted to the training images of ``data`` where it has to be."""
+    if start is not None and start.needs_data:
+        data.prepare_data()
+        data.setup("fit")
+        with undisturbed(torch.device("cpu")):
+            start.fit(pass_over(data.train_dataloader()), num_classes)
+    return start
 
 
 def is_pictured(support: object) -> bool:

@@ -13,6 +13,7 @@ from ebm_lightning import (
     PGD,
     SGLD,
     Box,
+    ClassGaussians,
     ConditionalEBM,
     FreshSamples,
     OODDetection,
@@ -24,7 +25,7 @@ from ebm_lightning import (
 from ebm_lightning.callbacks.evaluation import Quota
 from ebm_lightning.callbacks.fresh import chain_sampler, fresh_samples
 from ebm_lightning.features import Penultimate
-from ebm_lightning.networks import ConvNet
+from ebm_lightning.networks import MLP, ConvNet
 from ebm_lightning.ood import OOD_SETS, transposed
 from ebm_lightning.scores import approximate_mass, log_density, max_probability
 from ebm_lightning.streams import make_generator
@@ -217,6 +218,17 @@ def test_fresh_chains_follow_the_joint_energy_where_labels_are_given(seed):
         assert abs(float(part.mean()) - expected) < 5 * float(part.std()) / 3000**0.5 + 0.01  # the step's own bias
 
 
+def test_fresh_chains_begin_where_they_are_told_each_in_its_class(seed):
+    """Classes at -0.5 and 0.5, and steps too short to leave them."""
+    start, labels = ClassGaussians(1e-6), torch.arange(2).repeat_interleave(20)
+    start.fit([(labels.float().view(-1, 1) - 0.5, labels)], 2)
+    module = ConditionalEBM(MLP(1, 2, (4,)), 2, Box(-1, 1, (1,)))
+    still = SGLD(1e-9, 1e-9, steps=1)
+    x = fresh_samples(module, 40, still, make_generator(seed), labels=labels.flip(0), start=start, batch_size=7)
+    torch.testing.assert_close(x.squeeze(1), 0.5 - labels.float(), atol=0.01, rtol=0)
+    assert not torch.equal(x, fresh_samples(module, 40, still, make_generator(seed), labels=labels.flip(0)))
+
+
 def test_steps_replace_those_of_a_copy():
     module = image_jem()
     assert chain_sampler(module) is module.sampler
@@ -263,6 +275,7 @@ def test_sample_quality_logs_the_network_s_name_and_is_the_same_again(tmp_path, 
         callback = SampleQuality(Penultimate(net), net, "net", steps=3, samples=25, batch_size=10)
         found += trainer(tmp_path, callbacks=[callback]).test(image_jem(), loader, verbose=False)
     names = {"fid_net", "fid_net_floor", "kid_net", "kid_std_net", "kid_net_floor", "is_net", "is_net_data"}
+    names |= {"fid_net_start", "kid_net_start", "is_net_start"}
     assert {f"samples/{name}" for name in names} <= set(found[0])
     assert not any(name in ("samples/fid", "samples/kid", "samples/is") for name in found[0])
     assert found[0] == found[1]

@@ -51,7 +51,7 @@ LEFT_TO_RIGHT = {
     "data": {"supports", "streams"},
     "callbacks": {
         *("attacks", "chains", "energies", "metrics", "modules", "ood", "partition", "samplers", "scores", "streams"),
-        "supports",
+        *("starts", "supports"),
     },
 }
 INSIDE_FUNCTIONS_ONLY = {"matplotlib", "sklearn", "wandb"}

@@ -137,11 +137,13 @@ def test_an_evaluation_agrees_with_the_run_it_is_of(digits, evaluated):
 def test_an_evaluation_without_a_baseline_says_so(digits, tmp_path):
     checkpoint = str((digits[0] / "baseline" / "checkpoints" / "model.ckpt").resolve())
     fewer = ("--refine_steps", "[]", "--ais_temperatures", "0", "--ood_images", "20", "--progress_bar", "false")
+    fewer += ("--start", "ebm_lightning.ClassGaussians")
     done = run(tmp_path, "evaluate.py", "--checkpoint", checkpoint, "--data", "Digits", *SHORT, *fewer)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "eval-0"
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert "samples/fid_model" in metrics
+    assert {"samples/fid_model", "samples/fid_model_start"} <= set(metrics)
+    assert "ClassGaussians, fitted to the training images" in (folder / "report.html").read_text()
     assert not any(name.startswith(("baseline/", "ais/", "refine/")) for name in metrics)
     assert "No plain classifier was given" in (folder / "report.html").read_text()
     done = run(tmp_path, "evaluate.py", "--checkpoint", checkpoint, "--data", "Digits", "--output", str(folder))

@@ -29,6 +29,7 @@ METRICS = {
     "robust/images": 55.0,
     "samples/fid_classifier": 9.0,
     "samples/fid_classifier_floor": 1.0,
+    "samples/fid_classifier_start": 20.0,
     "refine/accuracy_5": 0.8,
     "refine/energy_change_5": -3.0,
     "ais/bits_per_dim": 1.5,
@@ -94,7 +95,9 @@ def test_models_are_side_by_side_and_every_section_says_how_to_read_it(folders):
         "baseline: ood noise",
     ]
     assert [len(cells) for _, cells in sections[1].tables[0].rows] == [4, 4]
-    assert texts(sections[3].tables[0].rows[0][1]) == ["9.0000", "9.0000", "1.0000"], "with what real images reach"
+    assert texts(sections[3].tables[0].rows[0][1]) == ["9.0000", "9.0000", "20.00", "1.0000"], (
+        "with what the chains' starts and real images reach"
+    )
 
 
 def test_what_was_not_measured_is_left_out(folders):

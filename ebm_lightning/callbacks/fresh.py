@@ -1,4 +1,4 @@
-"""Chains run for a measurement alone: from the support's reference density, never from or into a replay buffer."""
+"""Chains run for a measurement alone, never from or into a replay buffer."""
 
 import copy
 import functools
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.samplers import SGLD, Sampler
+from ebm_lightning.starts import Start, first_places
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 """Wraps a loop to show how far it is, such as ``tqdm.tqdm``."""
@@ -31,10 +32,11 @@ def fresh_samples(
     generator: torch.Generator,
     *,
     labels: Tensor | None = None,
+    start: Start | None = None,
     batch_size: int = 250,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The ends of ``n`` chains, shape (n, *shape), started at the reference density and computed as the module's are.
+    """The ends of ``n`` new chains, shape (n, *shape), computed as the module's are.
 
     Arguments:
         module: Whose energy moves them.
@@ -42,6 +44,7 @@ def fresh_samples(
         sampler: How they move.
         generator: Source of all randomness, on the module's device.
         labels: Shape (n,): chains follow E(x, y) in place of E(x).
+        start: Where they begin, fitted; by default the support's reference density.
         batch_size: Most chains to run at once.
         progress: Wraps the loop over batches.
     """
@@ -51,6 +54,6 @@ def fresh_samples(
         for i in progress(batches) if progress else batches:
             y = None if labels is None else labels[i : i + batch_size].clone()
             energy = module.energy if y is None else functools.partial(module.energy, y=y)
-            start = module.support.sample(min(batch_size, n - i), generator=generator)
-            parts.append(sampler(energy, start, support=module.support, generator=generator, compute=compute))
+            x = first_places(start, module.support, min(batch_size, n - i), y, generator)
+            parts.append(sampler(energy, x, support=module.support, generator=generator, compute=compute))
     return torch.cat(parts)

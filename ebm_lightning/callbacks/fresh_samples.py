@@ -13,6 +13,7 @@ from ebm_lightning.callbacks.fresh import Progress, chain_sampler, fresh_samples
 from ebm_lightning.callbacks.pictures import image_grid, image_support, publish
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.samplers import Sampler
+from ebm_lightning.starts import Start
 from ebm_lightning.streams import make_generator
 
 if TYPE_CHECKING:
@@ -23,14 +24,16 @@ class FreshSamples(Evaluation):
     """Draws, at test, chains of E(x) and chains of E(x, y), each grid beside as many test images.
 
     ``samples/unconditional`` is a square; in ``samples/conditional`` row y holds chains that were moved by E(x, y), and
-    test images labelled y. Chains start at the support's reference density, with a generator of their own: a replay
-    buffer would show what training kept, not what the model gives. Nothing is chosen or sorted.
+    test images labelled y. Chains are new, with a generator of their own: a replay buffer would show what training
+    kept, not what the model gives. Nothing is chosen or sorted.
 
     Arguments:
         side: Images in a row, and rows of the square.
         classes: Most rows of the class-conditional grid.
         sampler: Moves the chains; the module's own by default.
         steps: Steps of each chain in place of the sampler's own number.
+        start: Where chains begin, fitted, such as ``module.chains.start``; those of a row in its class. By default the
+            support's reference density.
         directory: Where PNGs go; the trainer's log folder by default.
         seed: Of the chains.
         progress: Wraps the loop over batches of chains, such as ``tqdm.tqdm``.
@@ -46,6 +49,7 @@ class FreshSamples(Evaluation):
         sampler: Sampler | None = None,
         steps: int | None = None,
         *,
+        start: Start | None = None,
         directory: Path | str | None = None,
         seed: int = 0,
         progress: Progress | None = None,
@@ -55,6 +59,7 @@ class FreshSamples(Evaluation):
         self.classes = classes
         self.sampler = sampler
         self.steps = steps
+        self.start = start
         self.directory = directory
         self.seed = seed
         self.progress = progress
@@ -89,10 +94,11 @@ class FreshSamples(Evaluation):
         real = {"unconditional": x[: self.side**2], "conditional": self._by_class(x, y, rows, module)}
         labels = {"unconditional": None, "conditional": [str(names[k]) if names else str(k) for k in rows]}
         steps = chain_sampler(module, self.sampler, self.steps).steps
+        start = "the reference" if self.start is None else type(self.start).__name__
         support = image_support(module.support, "FreshSamples")
         for kind, drawn in self._drawn.items():
             left, right = (image_grid(part, support, self.side) for part in (drawn.cpu(), real[kind]))
-            title = f"{'E(x, y)' if labels[kind] else 'E(x)'}, {steps} steps from the reference"
+            title = f"{'E(x, y)' if labels[kind] else 'E(x)'}, {steps} steps from {start}"
             publish(trainer, f"samples/{kind}", side_by_side(left, right, title, labels[kind]), self.directory)
 
     def _rows(self, module: ConditionalEBM) -> Tensor:
@@ -108,6 +114,7 @@ class FreshSamples(Evaluation):
             chain_sampler(module, self.sampler, self.steps),
             generator,
             labels=None if labels is None else labels.to(module.device),
+            start=self.start,
             progress=self.progress,
         )
 

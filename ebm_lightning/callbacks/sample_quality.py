@@ -17,11 +17,12 @@ from ebm_lightning.callbacks.evaluation import Evaluation, Quota, Stage, check_p
 from ebm_lightning.callbacks.fresh import Progress, chain_sampler, fresh_samples
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.samplers import Sampler, eval_mode
+from ebm_lightning.starts import Start, first_places
 from ebm_lightning.streams import make_generator
 
 
 class SampleQuality(Evaluation):
-    r"""FID, KID and Inception score at test of samples whose chains start anew at the support's reference density.
+    r"""FID, KID and Inception score at test of samples from new chains.
 
     .. math:: FID = \|\mu - \mu'\|^2 + \mathrm{tr}(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2})
 
@@ -32,7 +33,8 @@ class SampleQuality(Evaluation):
 
     The even test images are the reference. As many of the odd ones as there are samples are held against the same
     reference: ``samples/fid_<label>_floor``, ``samples/kid_<label>_floor`` and ``samples/is_<label>_data`` are what
-    perfect samples would reach. ``samples/generated``, ``samples/reference`` and ``samples/held_out`` count the images.
+    perfect samples would reach; ``_start`` marks what the chains' first places reach, which they have to better.
+    ``samples/generated``, ``samples/reference`` and ``samples/held_out`` count the images.
 
     References:
         Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017.
@@ -46,6 +48,7 @@ class SampleQuality(Evaluation):
         sampler: Moves the chains; the module's own by default.
         steps: Steps of each chain in place of the sampler's own number.
         samples: Number of chains, over all ranks.
+        start: Where chains begin, fitted, such as ``module.chains.start``; by default the support's reference density.
         limit: Most test images, over all ranks; all by default.
         batch_size: Most chains to run at once.
         seed: Of chains and of the subsets that KID and the Inception score draw.
@@ -64,6 +67,7 @@ class SampleQuality(Evaluation):
         steps: int | None = None,
         samples: int = 1000,
         *,
+        start: Start | None = None,
         limit: int | None = None,
         batch_size: int = 250,
         seed: int = 0,
@@ -78,6 +82,7 @@ class SampleQuality(Evaluation):
         self.sampler = sampler
         self.steps = steps
         self.samples = samples
+        self.start = start
         self.limit = limit
         self.batch_size = batch_size
         self.seed = seed
@@ -89,14 +94,15 @@ class SampleQuality(Evaluation):
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         self._active = stage == "test"
         self._quota = self.quota(self.limit, stage, trainer)
-        self._seen = {"real": [], "fresh": [], "logits_real": [], "logits_fresh": []}
+        self._seen = {f"{kind}{of}": [] for kind in ("", "logits_") for of in ("real", "fresh", "start")}
 
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
         if not self._active:
             return
         if not self._quota.seen:  # not at the epoch's end: weight averaging may by then have its weights back
-            for x in self._fresh(module).split(self.batch_size):
-                self._look(x, "fresh", module.device)
+            for name, images in (("fresh", self._fresh(module)), ("start", self._starts(module))):
+                for x in images.split(self.batch_size):
+                    self._look(x, name, module.device)
         (x,) = self._quota.take(batch[0])
         if len(x):
             self._look(x, "real", module.device)
@@ -111,7 +117,13 @@ class SampleQuality(Evaluation):
             module.log(f"samples/{name}", value, sync_dist=True)
 
     def figures(
-        self, real: Tensor, fresh: Tensor, logits_real: Tensor | None = None, logits_fresh: Tensor | None = None
+        self,
+        real: Tensor,
+        fresh: Tensor,
+        logits_real: Tensor | None = None,
+        logits_fresh: Tensor | None = None,
+        start: Tensor | None = None,
+        logits_start: Tensor | None = None,
     ) -> dict[str, float]:
         """What is logged, under ``samples/``, from features (N, D) and logits (N, K); global randomness is untouched.
 
@@ -125,6 +137,10 @@ class SampleQuality(Evaluation):
             torch.manual_seed(make_generator(self.seed, "subsets").initial_seed())
             figures = _distances(reference, fresh, self.label, "")
             figures |= _distances(reference, held_out, self.label, "_floor")
+            if start is not None:
+                figures |= _distances(reference, start, self.label, "_start")
+            if logits_start is not None:
+                figures |= _inception_score(logits_start, self.label, "_start")
             if logits_real is not None and logits_fresh is not None:
                 figures |= _inception_score(logits_fresh, self.label, "")
                 figures |= _inception_score(_spread(logits_real[1::2], len(fresh)), self.label, "_data")
@@ -134,9 +150,21 @@ class SampleQuality(Evaluation):
     def _fresh(self, module: ConditionalEBM) -> Tensor:
         rank, world = module.trainer.global_rank, module.trainer.world_size
         generator = make_generator(self.seed, rank, "sample quality", device=module.device)
-        mine = len(range(rank, self.samples, world))
-        sampler = chain_sampler(module, self.sampler, self.steps)
-        return fresh_samples(module, mine, sampler, generator, batch_size=self.batch_size, progress=self.progress)
+        return fresh_samples(
+            module,
+            len(range(rank, self.samples, world)),
+            chain_sampler(module, self.sampler, self.steps),
+            generator,
+            start=self.start,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+
+    def _starts(self, module: ConditionalEBM) -> Tensor:
+        """As many first places as there are chains, but not theirs: drawn apart."""
+        rank, world = module.trainer.global_rank, module.trainer.world_size
+        generator = make_generator(self.seed, rank, "starts", device=module.device)
+        return first_places(self.start, module.support, len(range(rank, self.samples, world)), generator=generator)
 
     def _look(self, x: Tensor, name: str, device: torch.device) -> None:
         networks = {name: self.features, f"logits_{name}": self.classifier}

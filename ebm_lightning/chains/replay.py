@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.chains.base import Chains
-from ebm_lightning.starts import Start
+from ebm_lightning.starts import Start, first_places
 from ebm_lightning.supports import Binary, Support
 
 
@@ -157,9 +157,7 @@ class ReplayBuffer(Chains):
     ) -> Tensor:
         """First places of ``n`` chains, in the support."""
         assert self.support is not None
-        if self.start is None:
-            return self.support.sample(n, generator=generator, device=device)
-        return self.support.clamp(self.start.sample(n, labels, generator, device))
+        return first_places(self.start, self.support, n, labels, generator, device)
 
     def _labels(self, slots: Tensor) -> Tensor | None:
         """The classes that own ``slots``, where chains have one."""

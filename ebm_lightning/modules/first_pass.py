@@ -58,7 +58,11 @@ def training_batches(trainer: L.Trainer) -> Iterable[Any]:
     Of two loaders, that of the generative terms is read. What is no DataLoader of a data set with a length is read as
     it comes, by each rank.
     """
-    loader = trainer.fit_loop._data_source.dataloader()
+    return pass_over(trainer.fit_loop._data_source.dataloader(), trainer.global_rank, trainer.world_size)
+
+
+def pass_over(loader: Any, rank: int = 0, world_size: int = 1) -> Iterable[Any]:
+    """Batches of a rank's share of what ``loader`` reads, in the order of the data set."""
     loader = loader.iterables if isinstance(loader, CombinedLoader) else loader
     loader = loader["gen"] if is_split(loader) else loader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -67,7 +71,7 @@ def training_batches(trainer: L.Trainer) -> Iterable[Any]:
         loader.dataset,
         # Without a batch sampler, items are batches already.
         batch_size=None if loader.batch_sampler is None else loader.batch_size or 256,
-        sampler=_indices(loader, trainer.global_rank, trainer.world_size),
+        sampler=_indices(loader, rank, world_size),
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,

@@ -135,22 +135,24 @@ def _samples(view: _View) -> Section:
         key.removeprefix("samples/fid_") for r in view.results.values() for key in r if key.startswith("samples/fid_")
     }
     rows: list[tuple[str, Sequence[Cell]]] = []
-    for label in sorted(name for name in labels if not name.endswith("_floor")):
+    for label in sorted(name for name in labels if not name.endswith(("_floor", "_start"))):
         for what, better, best in (("fid", "lower", "_floor"), ("kid", "lower", "_floor"), ("is", "higher", "_data")):
             key = f"samples/{what}_{label}"
             if any(key in r for r in view.results.values()):
-                reached = next(iter(view.results.values())).get(key + best)
+                first = next(iter(view.results.values()))
+                bounds = compare([first.get(key + "_start"), first.get(key + best)])
                 name = {"fid": "FID", "kid": "KID", "is": "Inception score"}[what]
                 direction: Better = "higher" if better == "higher" else "lower"
-                rows.append((f"{name}, network: {label}", [*view.cells(key, direction), *compare([reached])]))
+                rows.append((f"{name}, network: {label}", [*view.cells(key, direction), *bounds]))
     return Section(
         "Samples",
-        "Fresh chains from the reference density, none chosen, none from a replay buffer. FID and KID: distance from "
-        "the test images in the features of the stated network, lower is better; Inception score: higher. They "
-        "are NOT the published ones, which use the Inception network and 50 000 samples. The last column is what real "
-        f"images reach: {view.number('samples/held_out')} other test images against the same reference of "
-        f"{view.number('samples/reference')}; {view.number('samples/generated')} samples.",
-        [Table(["", *view.models, "real images"], rows)] if rows else [],
+        "Fresh chains, none chosen, none from a replay buffer. FID and KID: distance from the test images in the "
+        "features of the stated network, lower is better; Inception score: higher. They are NOT the published ones, "
+        "which use the Inception network and 50 000 samples. 'Starts' are where chains began, which they have to "
+        f"better. The last column is what real images reach: {view.number('samples/held_out')} other test images "
+        f"against the same reference of {view.number('samples/reference')}; {view.number('samples/generated')} "
+        "samples.",
+        [Table(["", *view.models, "starts", "real images"], rows)] if rows else [],
         view.pictures("samples-*.png"),
     )
 

@@ -3,7 +3,8 @@
 ``python recipes/benchmarks/sampler.py`` prints a Markdown table for each network and writes ``sampler.json``.
 Contenders take turns in shuffled order, so that a busy machine slows all of them; ratios are taken within a round, of
 wall time or, where other processes share the machine, of CPU time (``--ratios cpu``, with ``OMP_NUM_THREADS=1``, since
-threads that wait for one another burn it). Before that, each proves that it computes the reference's chains, from equal starts with equal noise.
+threads that wait for one another burn it). Before that, each proves that it computes the reference's chains, from equal
+starts with equal noise.
 """
 
 import functools
@@ -206,6 +207,7 @@ MODES = {
     "ours, bf16 channels-last": Compute("bf16", channels_last=True),
     "ours, bf16 channels-last, chunks of 32": Compute("bf16", channels_last=True, chunk_size=32),
     "ours, bf16 compiled channels-last": Compute("bf16", channels_last=True, compile=True),
+    "ours, bf16 compiled channels-last, chunks of 32": Compute("bf16", channels_last=True, compile=True, chunk_size=32),
 }
 
 
