@@ -84,12 +84,13 @@ class StridedConvNet(nn.Module):
         shape: Shape of one image (C, H, W), H and W multiples of 4.
         num_classes: K.
         width: The layers have 2, 2, 4 and 4 times as many channels.
+        dropout: Probability, before each of the two linear layers.
 
     Raises:
         ValueError: H or W is no multiple of 4.
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int, width: int = 16) -> None:
+    def __init__(self, shape: Sequence[int], num_classes: int, width: int = 16, dropout: float = 0.0) -> None:
         super().__init__()
         channels, height, breadth = shape
         if height % 4 or breadth % 4:
@@ -97,6 +98,7 @@ class StridedConvNet(nn.Module):
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.width = width
+        self.dropout = dropout
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 2 * width, 4, stride=2, padding=1),
             nn.SiLU(),
@@ -107,8 +109,10 @@ class StridedConvNet(nn.Module):
             nn.Conv2d(4 * width, 4 * width, 3, padding=1),
             nn.SiLU(),
             nn.Flatten(),
+            *([nn.Dropout(dropout)] if dropout else []),
             nn.Linear(width * height * breadth // 4, 8 * width),
             nn.SiLU(),
+            *([nn.Dropout(dropout)] if dropout else []),
             nn.Linear(8 * width, num_classes),
         )
         self.layers.to(memory_format=torch.channels_last)

@@ -20,8 +20,8 @@ from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from ebm_lightning import JEM, SGLD, ChainDiagnostics, DivergenceGuard, ReplayBuffer, SampleGrid
-from ebm_lightning.data import MNIST, FashionMNIST
+from ebm_lightning import JEM, SGLD, ChainDiagnostics, ClassGaussians, DivergenceGuard, ReplayBuffer, SampleGrid
+from ebm_lightning.data import MNIST, Augment, FashionMNIST
 from ebm_lightning.memory import keep_freed_memory
 from ebm_lightning.networks import StridedConvNet
 from ebm_lightning.report import results_folder
@@ -40,7 +40,9 @@ def main(
     baseline_steps: int = 2250,
     batch_size: int = 256,
     generative_batch_size: int = 64,
+    augment: Augment = "crop",
     width: int = 16,
+    dropout: float = 0.0,
     learning_rate: float = 1e-3,
     conditional_weight: float = 10.0,
     energy_l2: float = 0.05,
@@ -51,6 +53,7 @@ def main(
     chain_steps: int = 10,
     buffer_size: int = 2000,
     reinit_prob: float = 0.05,
+    start: Literal["noise", "gaussians"] = "noise",
     size: int | None = None,
     precision: Precision = "bf16-mixed",
     evaluate: bool = True,
@@ -68,28 +71,31 @@ def main(
         steps: Optimiser steps of the joint model. More make a better classifier and worse chains: with 3000, half
             of those that start at noise stay there.
         baseline_steps: Optimiser steps of the plain classifier.
-        batch_size: Images in a batch for p(y|x), cropped at random.
+        batch_size: Images in a batch for p(y|x).
         generative_batch_size: Images in a batch for p(x), and chains moved in a step.
+        augment: What is done to the images for p(y|x) before they are noisy.
         width: Of the network.
+        dropout: Of the network, before its two linear layers.
         learning_rate: Peak of Adam's one-cycle schedule.
         conditional_weight: Weight of -log p(y|x) where -log p(x) has 1.
         energy_l2: Weight of the squared energies.
-        data_noise: Standard deviation of Gaussian noise on the joint model's images, in units of x. Black margins are
-            what chains follow worst; noise widens them.
+        data_noise: Standard deviation of Gaussian noise on the images for p(x), in units of x. Black margins are what
+            chains follow worst; noise widens them.
         step_size: Of Langevin dynamics, in squared units of x per unit of energy.
         noise_std: Of Langevin dynamics, in units of x.
         max_gradient: Clamps the gradient's components: no step is longer than step_size times this, so that chains
             do not swing from wall to wall.
         chain_steps: Langevin steps of each chain for each batch.
         buffer_size: Number of persistent chains.
-        reinit_prob: Probability that a chain starts anew from uniform noise.
+        reinit_prob: Probability that a chain starts anew.
+        start: Where it then starts: at uniform noise, or in a Gaussian of its class's mean and covariance.
         size: Training images to use; by default all but the 5000 held out.
         precision: Of the network's body.
         evaluate: Run recipes/evaluate.py on the checkpoints.
         keep_memory: On a CPU with glibc, keep freed memory in the process: faster, see docs/speed.md.
         progress_bar: Show progress bars.
     """
-    start = time.time()
+    began = time.time()
     folder = results_folder(output, dataset.lower())
     if keep_memory:
         keep_freed_memory()
@@ -98,13 +104,13 @@ def main(
     def run(name: str, weight: float, total_steps: int) -> float:
         L.seed_everything(seed, verbose=False)
         separate = generative_batch_size if weight else None
-        data = DATA[dataset](root, batch_size, augment="crop", separate_batch_size=separate, size=size)
+        data = DATA[dataset](root, batch_size, augment=augment, separate_batch_size=separate, size=size)
         module = JEM(
-            StridedConvNet(data.support.shape, data.num_classes, width),
+            StridedConvNet(data.support.shape, data.num_classes, width, dropout),
             data.num_classes,
             data.support,
             SGLD(step_size, noise_std, chain_steps, max_gradient=max_gradient),
-            ReplayBuffer(buffer_size, reinit_prob),
+            ReplayBuffer(buffer_size, reinit_prob, ClassGaussians() if start == "gaussians" else None),
             conditional_weight=conditional_weight,
             generative_weight=weight,
             energy_l2=energy_l2,
@@ -140,7 +146,7 @@ def main(
         return accuracy
 
     held_out = {"baseline": run("baseline", 0.0, baseline_steps), "jem": run("jem", 1.0, steps)}
-    seconds = time.time() - start
+    seconds = time.time() - began
     (folder / "training.json").write_text(json.dumps({"val/accuracy": held_out, "seconds": seconds}, indent=2))
     print(f"Trained both in {seconds:.0f} s; accuracy on 5000 images held out: {held_out}. Checkpoints are in {folder}")
     if evaluate:
@@ -152,7 +158,7 @@ def main(
         print(" ".join(command))
         kept = {name: str(2**30) for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_") if keep_memory}
         subprocess.run(command, check=True, env={**os.environ, **kept})
-    print(f"{time.time() - start:.0f} seconds in all")
+    print(f"{time.time() - began:.0f} seconds in all")
     return folder
 
 

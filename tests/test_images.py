@@ -27,6 +27,7 @@ from ebm_lightning.data import (
     MissingImages,
     NotMNIST,
     dequantise,
+    mirrored,
     shifted,
     stratified_order,
 )
@@ -72,6 +73,14 @@ def test_every_crop_of_the_padded_image_is_equally_likely_and_nothing_else_comes
     degrees = len(windows) - 1
     chi2 = float((counts - draws / len(windows)).square().sum() / (draws / len(windows)))
     assert abs(chi2 - degrees) < 5 * (2 * degrees) ** 0.5
+
+
+def test_half_of_the_images_are_mirrored_and_nothing_else_changes(seed):
+    levels, _ = made_up(2000, (3, 4, 4))
+    out = mirrored(levels)
+    turned = (out == levels.flip(3)).flatten(1).all(1)
+    assert ((out == levels).flatten(1).all(1) ^ turned).all()
+    assert abs(z_score(turned.double(), 0.5)) < 5
 
 
 def test_images_that_are_not_square_are_shifted_along_each_side(seed):
@@ -277,7 +286,7 @@ def test_each_stage_loads_what_it_needs(tmp_path):
         ("size", 0, "'size' should be at least 1, got 0"),
         ("val_size", -1, "'val_size' should be at least 0, got -1"),
         ("noise_std", float("nan"), "'noise_std' should be at least 0, got nan"),
-        ("augment", "flip", "'augment' should be among none, crop, crop-flip, got 'flip'"),
+        ("augment", "turn", "'augment' should be among none, flip, crop, crop-flip, got 'turn'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(argument, value, message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -345,6 +346,17 @@ def test_data_noise_stays_in_the_box(tmp_path):
     trainer(tmp_path).fit(module, data)
     assert all(BOX.contains(x).all() for x in seen)
     assert not torch.equal(seen[0], next(iter(data))[0])
+
+
+def test_batches_for_p_x_alone_get_its_noise(tmp_path):
+    module, seen = jem(data_noise=0.5), {"clf": [], "gen": []}
+    clf, gen = module.conditional_loss, module.generative_loss
+    module.conditional_loss = lambda x, y: seen["clf"].append(x) or clf(x, y)
+    module.generative_loss = lambda x, y: seen["gen"].append(x) or gen(x, y)
+    trainer(tmp_path).fit(module, CombinedLoader({"clf": batches(), "gen": batches()}))
+    plain = next(iter(batches()))[0]
+    assert torch.equal(seen["clf"][0], plain)
+    assert not torch.isclose(seen["gen"][0], plain).any()
 
 
 def test_frozen_layers_stay_frozen(tmp_path):

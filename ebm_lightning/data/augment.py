@@ -23,6 +23,11 @@ def shifted(levels: Tensor, flip: bool = False) -> Tensor:
     return levels.flatten(2).gather(2, place.expand(-1, channels, -1)).view_as(levels)
 
 
+def mirrored(levels: Tensor) -> Tensor:
+    """Half of the images, drawn from the global random state, left to right; shape (N, C, H, W)."""
+    return torch.where(torch.rand(len(levels), 1, 1, 1) < 0.5, levels.flip(3), levels)
+
+
 def _window(n: int, side: int) -> Tensor:
     """For each of ``n`` windows of the padded side, which places of the side it shows, shape (n, side)."""
     pad = max(2, side // 32 * 4)

@@ -1,6 +1,7 @@
 """The data module that all sets of real images are made of."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ebm_lightning.data.augment import shifted
+from ebm_lightning.data.augment import mirrored, shifted
 from ebm_lightning.data.datasets import Dequantised, FixedDequantised
 from ebm_lightning.data.loading import as_it_is, resumable_loader
 from ebm_lightning.data.sources import Source
@@ -18,7 +19,7 @@ from ebm_lightning.data.splits import stratified_order
 from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Box
 
-Augment = Literal["none", "crop", "crop-flip"]
+Augment = Literal["none", "flip", "crop", "crop-flip"]
 
 
 class Images(L.LightningDataModule):
@@ -43,9 +44,9 @@ class Images(L.LightningDataModule):
         batch_size: Images in a training batch on each rank.
         val_size: Images held out from the training images; 0 for no validation.
         augment: ``"crop"`` pads training images by reflection, by 4 pixels of 32 or 2 of 28, and crops them at random;
-            ``"crop-flip"`` also mirrors half of them left to right.
+            ``"flip"`` mirrors half of them left to right; ``"crop-flip"`` does both.
         noise_std: Standard deviation of Gaussian noise on training images, in units of x, reflected into the box (JEM:
-            0.03). It is ``data_noise`` of :class:`~ebm_lightning.JEM`, which would be added to it.
+            0.03). ``data_noise`` of :class:`~ebm_lightning.JEM` is added to it, unless p(x) has batches of its own.
         separate_batch_size: Images in a second batch for p(x), without augmentation and noise; None for none.
         size: Training images to use, with every class in its share; by default all that are not held out.
         download: Download the images if they are absent.
@@ -118,9 +119,10 @@ class Images(L.LightningDataModule):
         order = stratified_order(labels, make_generator(self.split_seed, self.source.name, "split"))
         val, train = order[: self.val_size], order[self.val_size :][: self.size]
         self.val = self._fixed(levels[val], labels[val], "val")
-        augment = None if self.augment == "none" else functools.partial(shifted, flip=self.augment == "crop-flip")
+        changes: dict[str, Callable[[Tensor], Tensor]]
+        changes = {"flip": mirrored, "crop": shifted, "crop-flip": functools.partial(shifted, flip=True)}
         plain = (levels[train], labels[train], self.num_levels, self.support)
-        self.train = Dequantised(*plain, augment, self.noise_std)
+        self.train = Dequantised(*plain, changes.get(self.augment), self.noise_std)
         self.train_gen = Dequantised(*plain)
 
     def _fixed(self, levels: Tensor, labels: Tensor, split: str) -> FixedDequantised:

@@ -49,7 +49,9 @@ class JEM(ConditionalEBM):
             advice. It bounds the generative term from below, by -w^2 / 2a for a generative weight w, so that energies
             of data and chains cannot run apart: at temperature 1, training without it explodes. The price is a
             flatter density: take 0 or little where log p(x) itself is wanted and chains follow the energy.
-        data_noise: Standard deviation of Gaussian noise added to training data, in units of x (JEM: 0.03).
+        data_noise: Standard deviation of Gaussian noise added to training data, in units of x (JEM: 0.03). Where p(x)
+            has batches of its own, to those alone: noise that chains need blurs what a classifier sees, which takes
+            its own from the data module.
         optimizer: Makes the optimiser from the parameters.
         lr_scheduler: Makes the schedule from the optimiser; it is stepped after every optimiser step.
         compute: Precision, layout and compilation of the network while chains move, such as ``Compute.auto()``; the
@@ -236,12 +238,12 @@ class JEM(ConditionalEBM):
         self.last_energies = energy_pos.detach().mean(), energy_neg.detach().mean()
 
     def _training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
-        pairs = (
-            [self._checked(pair, batch_idx) for pair in (batch["clf"], batch["gen"])]
-            if is_split(batch)
-            else [self._checked(batch, batch_idx)]
-        )
-        return tuple(part for x, y in pairs for part in (self._noisy(x), y))
+        if not is_split(batch):
+            x, y = self._checked(batch, batch_idx)
+            return self._noisy(x), y
+        x, y = self._checked(batch["clf"], batch_idx)
+        x_gen, y_gen = self._checked(batch["gen"], batch_idx)
+        return x, y, self._noisy(x_gen), y_gen
 
     def _noisy(self, x: Tensor) -> Tensor:
         if not self.data_noise:
