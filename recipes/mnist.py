@@ -1,6 +1,7 @@
 """A joint energy model of MNIST or FashionMNIST and the plain classifier of the same network, trained and evaluated.
 
-``python recipes/mnist.py --root DIR`` trains both, then runs ``recipes/evaluate.py`` on the two checkpoints: its
+``python recipes/mnist.py --root DIR`` trains both on MNIST, and with ``--config recipes/fashionmnist.yaml`` on
+FashionMNIST, then runs ``recipes/evaluate.py`` on the two checkpoints: its
 report.html, metrics.json and pictures are in the run's folder, ``runs/mnist-0`` and so on.
 """
 
@@ -44,6 +45,7 @@ def main(
     width: int = 16,
     dropout: float = 0.0,
     learning_rate: float = 1e-3,
+    gradient_clip: float = 10.0,
     conditional_weight: float = 10.0,
     energy_l2: float = 0.05,
     data_noise: float = 0.1,
@@ -77,6 +79,7 @@ def main(
         width: Of the network.
         dropout: Of the network, before its two linear layers.
         learning_rate: Peak of Adam's one-cycle schedule.
+        gradient_clip: Largest norm of the joint model's gradient.
         conditional_weight: Weight of -log p(y|x) where -log p(x) has 1.
         energy_l2: Weight of the squared energies.
         data_noise: Standard deviation of Gaussian noise on the images for p(x), in units of x. Black margins are what
@@ -132,7 +135,7 @@ def main(
             precision=precision,
             logger=_logger(logger, folder / name, f"{folder.name}-{name}"),
             callbacks=callbacks,
-            gradient_clip_val=10.0 if weight else None,
+            gradient_clip_val=gradient_clip if weight else None,
             enable_progress_bar=progress_bar,
             enable_model_summary=False,
         )

@@ -239,13 +239,15 @@ def test_rbm_recipes_on_mnist(recipe, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 
-def test_mnist_trains_both_models_and_keeps_their_checkpoints(tmp_path):
-    write_idx(tmp_path / "data", sizes=(5200, 20))
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_mnist_trains_both_models_and_keeps_their_checkpoints(name, tmp_path):
+    write_idx(tmp_path / "data", name, sizes=(5200, 20))
+    config = ["--config", str(RECIPES / "fashionmnist.yaml")] if name == "FashionMNIST" else []
     small = ["--width", "2", "--batch_size", "50", "--generative_batch_size", "20", "--chain_steps", "2"]
     few = ["--steps", "3", "--baseline_steps", "3", "--buffer_size", "40", "--evaluate", "false"]
-    done = run(tmp_path, "mnist.py", "--root", "data", *small, *few, "--progress_bar", "false")
+    done = run(tmp_path, "mnist.py", *config, "--root", "data", *small, *few, "--progress_bar", "false")
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "runs" / "mnist-0"
+    folder = tmp_path / "runs" / f"{name.lower()}-0"
     assert set(json.loads((folder / "training.json").read_text())["val/accuracy"]) == {"baseline", "jem"}
     assert JEM.load_from_checkpoint(folder / "jem.ckpt", weights_only=True).generative_weight == 1
     assert JEM.load_from_checkpoint(folder / "baseline.ckpt", weights_only=True).generative_weight == 0
