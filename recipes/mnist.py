@@ -102,7 +102,7 @@ def main(
     folder = results_folder(output, dataset.lower())
     if keep_memory:
         keep_freed_memory()
-    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
+    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|Checkpoint directory).*")
 
     def run(name: str, weight: float, total_steps: int) -> float:
         L.seed_everything(seed, verbose=False)
