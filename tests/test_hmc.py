@@ -11,6 +11,7 @@ import torch
 
 import ebm_lightning.samplers.hmc as hmc
 from ebm_lightning.energies import GaussianEnergy
+from ebm_lightning.partition import Reference
 from ebm_lightning.samplers import GHMC, HMC, MALA
 from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Box, Euclidean
@@ -114,6 +115,28 @@ def test_bounce_turns_with_every_wall():
     x, sign = BOX.bounce(torch.tensor([[0.5], [1.5], [-1.5], [3.5], [5.5]]))
     assert x.flatten().tolist() == [0.5, 0.5, -0.5, -0.5, 0.5]
     assert sign.flatten().tolist() == [1, -1, -1, 1, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kinetic_energy_leaves_momenta_as_they_were(dtype, seed):
+    """Kills: squares taken in place of momenta that are float64 already."""
+    v = torch.randn(5, 2, 3, dtype=dtype, generator=make_generator(seed))
+    before = v.clone()
+    torch.testing.assert_close(hmc._kinetic(v), 0.5 * v.double().square().sum((1, 2)))
+    assert torch.equal(v, before)
+
+
+def test_a_constant_reference_moves_chains_as_none_does():
+    """At any temperature the gradient is that of beta E, whatever the shape of the reference's."""
+    x, v = torch.randn(5, 2, 3), torch.randn(5, 2, 3)
+    box = Box(-9, 9, (2, 3))
+    for beta in (0.0, 0.3, 1.0):
+        target = hmc.Tempered(lambda x: x.square().sum((1, 2)), Reference(box), beta)
+        phase = target.at(x, v)
+        assert torch.equal(target.gradient(phase), beta * 2 * x)
+        moved, accepted = hmc.hamiltonian_move(target, phase, torch.tensor(0.1), box, HMC(), make_generator(0))
+        assert moved.log_q_gradient.shape == (5, 1, 1)
+        assert accepted.shape == (5,)
 
 
 def test_one_gradient_for_each_leapfrog():

@@ -267,3 +267,28 @@ def test_own_model_trains_on_a_folder_of_images_and_goes_on(tmp_path):
 
 def test_own_model_is_short():
     assert len((RECIPES / "own_model.py").read_text().splitlines()) < 60
+
+
+def test_annealing_is_timed_beside_the_sampler_and_on_two_processes(tmp_path):
+    tiny = ("--rounds", "2", "--evaluations", "5", "--rank_rounds", "1", "--rank_chains", "20")
+    done = run(tmp_path, "benchmarks/ais.py", *tiny, "--shortest", "80", "--growth", "[1,2]")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "ais-0"
+    figures = json.loads((folder / "ais.json").read_text())
+    assert all(len(row["ratio"]) == 3 and row["pilot"] > 0 for row in figures["throughput"].values())
+    assert len(figures["ranks"]["efficiency"]) == 3
+    assert [row["chain_steps"] for row in figures["cost"].values()] == [[80, 160]] * 3
+    assert (folder / "ais_cost.png").stat().st_size > 10_000
+    assert "annealing, chain-steps/s" in done.stdout
+
+
+def test_log_z_in_bf16_is_held_against_float32(digits, tmp_path):
+    """Both ways of knowing the shift agree, and it is small beside the spread of energies."""
+    checkpoint = (digits[0] / "checkpoints" / "model.ckpt").resolve()
+    arguments = ("--checkpoints", f"[{checkpoint}]", "--temperatures", "20", "--chains", "200", "--seeds", "2")
+    done = run(tmp_path, "benchmarks/bf16_log_z.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "bf16_log_z.json").read_text())
+    assert row["rounding"]["deviation"] > 0, "the body is rounded"
+    assert abs(row["difference"] - row["shift"]) < 5 * row["difference_std_err"] + 1e-3
+    assert len(row["turns"]) == 2

@@ -18,6 +18,15 @@ def test_box_mass_and_density():
     assert box.log_q(x).tolist() == [0, -math.inf]
 
 
+@pytest.mark.parametrize("bad", [-1.0001, 1.0001, math.inf, -math.inf, math.nan])
+def test_one_bad_pixel_puts_an_image_outside(bad):
+    """Kills: one wall alone, extremes over the batch, a NaN that passes."""
+    x = torch.ones(3, *IMAGES.shape)
+    x[0, 0, 0, 0], x[1, 2, 7, 7] = -1.0, bad
+    assert IMAGES.contains(x).tolist() == [True, False, True]
+    assert not IMAGES.log_q(x.requires_grad_()).requires_grad
+
+
 def test_box_sample_is_uniform(seed):
     x = Box(-2, 3, (1,)).sample(20_000, generator=make_generator(seed, "uniform"))
     assert z_score(x, 0.5) < 5

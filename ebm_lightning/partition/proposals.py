@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ebm_lightning.samplers.hmc import flat
 from ebm_lightning.supports import Binary, Box, Support
 
 
@@ -16,7 +17,7 @@ class Proposal(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log q_0(x), shape (N,), float64, in nats, and its gradient, shape (N, *shape)."""
+        """log q_0(x), shape (N,), float64, in nats, and its gradient, shape (N, *shape) or broadcastable to it."""
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -44,7 +45,7 @@ class Reference(Proposal):
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.uniform:
-            return torch.full((len(x),), -self.support.log_mass, dtype=torch.float64, device=x.device), 0 * x
+            return torch.full((len(x),), -self.support.log_mass, dtype=torch.float64, device=x.device), flat(x)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             log_q = self.support.log_q(x)

@@ -18,7 +18,7 @@ from ebm_lightning.samplers.gradient import value_and_gradient
 from ebm_lightning.supports import Support
 
 Reference = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""log q(x) in float64 and its gradient: (N, *shape) -> (N,), (N, *shape)."""
+"""log q(x) in float64 and its gradient: (N, *shape) -> (N,), and (N, *shape) or what broadcasts to it."""
 
 
 class Phase(NamedTuple):
@@ -30,7 +30,7 @@ class Phase(NamedTuple):
         energy: E(x), shape (N,), float64.
         gradient: Its gradient, shape (N, *shape).
         log_q: log density of the reference, shape (N,), float64; 0 without one.
-        log_q_gradient: Its gradient, shape (N, *shape).
+        log_q_gradient: Its gradient, broadcastable to x; shape (N, 1, ..., 1) where it is 0.
     """
 
     x: Tensor
@@ -65,7 +65,7 @@ class Tempered:
         """The chains at ``x``: one evaluation of the energy and its gradient."""
         energy, gradient = value_and_gradient(self.energy, x)
         if self.reference is None:
-            return Phase(x, v, energy.double(), gradient, torch.zeros_like(energy, dtype=torch.float64), 0 * gradient)
+            return Phase(x, v, energy.double(), gradient, torch.zeros_like(energy, dtype=torch.float64), flat(x))
         return Phase(x, v, energy.double(), gradient, *self.reference(x))
 
     def potential(self, phase: Phase) -> Tensor:
@@ -195,6 +195,11 @@ class GHMC(HMC):
     momentum: float = 0.8
 
 
+def flat(x: Tensor) -> Tensor:
+    """The gradient of a constant: one 0 for each chain, shape (N, 1, ..., 1), which costs a move next to nothing."""
+    return x.new_zeros((len(x), *[1] * (x.ndim - 1)))
+
+
 def _leapfrog(target: Tempered, phase: Phase, step: Tensor, support: Support) -> Phase:
     v = phase.v - 0.5 * step * target.gradient(phase)
     x, sign = support.bounce(phase.x + step * v)
@@ -208,7 +213,8 @@ def _refresh(v: Tensor, momentum: float, generator: torch.Generator | None) -> T
 
 
 def _kinetic(v: Tensor) -> Tensor:
-    return 0.5 * v.flatten(1).double().square().sum(1)
+    # A copy squared in place: a second large block would be new memory, which costs more than the squares.
+    return 0.5 * v.flatten(1).to(torch.float64, copy=True).square_().sum(1)
 
 
 def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:

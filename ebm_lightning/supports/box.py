@@ -41,7 +41,8 @@ class Box(Support):
 
     def contains(self, x: Tensor) -> Tensor:
         """Which rows of ``x`` lie inside, shape (N,), bool."""
-        return ((x >= self.low) & (x <= self.high)).flatten(1).all(1)
+        rows = x.detach().flatten(1)  # by their extremes: masks of every pixel take ten times as long
+        return (rows.amin(1) >= self.low) & (rows.amax(1) <= self.high)
 
     def log_q(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), dtype=x.dtype, device=x.device).masked_fill(~self.contains(x), -math.inf)
