@@ -68,7 +68,7 @@ def main(
     ood_images: int = 1000,
     samples: int = 500,
     sample_steps: int = 60,
-    start: Start | None = None,
+    start: Start | Literal["model", "reference"] = "model",
     attacked_images: int = 500,
     attack_steps: int = 20,
     linf: tuple[float, ...] = (0.05, 0.1, 0.2),
@@ -99,8 +99,9 @@ def main(
         ood_images: Most images of each set that scores are held against.
         samples: Fresh chains for FID, KID and the Inception score.
         sample_steps: Steps of every fresh chain.
-        start: Where fresh chains begin, of both models; by default where the model's own chains did, such as
-            ClassGaussians, fitted here to the training images.
+        start: Where fresh chains begin, of both models: where the model's own chains did, the support's reference
+            density, or a start such as ClassGaussians, which is fitted here to the training images of ``data`` (with
+            the model's own, give it the ``size`` and ``val_size`` of the run).
         attacked_images: Most images that are attacked, made noisy or refined.
         attack_steps: Gradients that each attack follows.
         linf: Radii of the L-inf attack, in units of x.
@@ -123,9 +124,7 @@ def main(
     label = type(features).__name__ if features else "classifier" if baseline else "model"
     pairs = OOD_PAIRS.get(type(data).__name__, ()) if ood is None else ood
     root, levels = ood_root or Path(getattr(data, "root", "data")), getattr(data, "num_levels", None)
-    start = fitted(
-        start or getattr(getattr(models["model"], "chains", None), "start", None), data, models["model"].num_classes
-    )
+    begin = fitted(start, models["model"], data)
     sets = foreign_sets(data, support, pairs, root, ood_images)
 
     def bar(name: str) -> Callable[[Iterable[int]], Iterable[int]]:
@@ -142,12 +141,12 @@ def main(
                 features or Penultimate(judge),
                 None if features else judge,
                 *(label, sampler, sample_steps, samples),
-                start=start,
+                start=begin,
                 seed=seed,
                 progress=bar("samples"),
             ),
         ]
-        pictures = functools.partial(FreshSamples, start=start, directory=to, seed=seed)
+        pictures = functools.partial(FreshSamples, start=begin, directory=to, seed=seed)
         if is_pictured(support):
             made.append(pictures(8, 10, sampler, sample_steps, progress=bar("pictures")))
         if refine_steps:
@@ -180,8 +179,7 @@ def main(
         f"Model: {checkpoint}. Plain classifier: {baseline or 'not given'}.{_other_network(models)}",
         f"Data: all {images} test images of {type(data).__name__}, except where a smaller number is stated; such a "
         "number is spread evenly over them.",
-        f"Chains of all models: {sampler}, with {sample_steps} steps from "
-        f"{'the reference density' if start is None else f'{type(start).__name__}, fitted to the training images'}.",
+        f"Chains of all models: {sampler}, with {sample_steps} steps from {described(begin)}.",
         *[f"Left out, for its images are not at hand: {name}." for name in pairs if name not in sets],
         f"Seed {seed}; torch {torch.__version__}; {metrics['seconds']:.0f} seconds in all.",
     ]
@@ -209,14 +207,26 @@ def load(path: Path, classifier: nn.Module | None) -> ConditionalEBM:
     return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given).eval()
 
 
-def fitted(start: Start | None, data: L.LightningDataModule, num_classes: int) -> Start | None:
-    """``start``, fitted to the training images of ``data`` where it has to be."""
-    if start is not None and start.needs_data:
-        data.prepare_data()
-        data.setup("fit")
+def fitted(
+    start: Start | Literal["model", "reference"], model: ConditionalEBM, data: L.LightningDataModule
+) -> Start | None:
+    """Where fresh chains begin, None for the reference density; ``data`` gives training images without a trainer."""
+    own: Start | None = getattr(getattr(model, "chains", None), "start", None)
+    begin = start if isinstance(start, Start) else own if start == "model" else None
+    if begin is not None and begin.needs_data:
         with undisturbed(torch.device("cpu")):
-            start.fit(pass_over(data.train_dataloader()), num_classes)
-    return start
+            data.prepare_data()
+            data.setup("fit")
+            batches = enumerate(pass_over(data.train_dataloader()))
+            begin.fit((model._checked(batch, i) for i, batch in batches), model.num_classes)
+    return begin
+
+
+def described(start: Start | None) -> str:
+    """Where fresh chains begin, in words."""
+    if start is None:
+        return "the reference density"
+    return type(start).__name__ + (", fitted to the training images" if start.needs_data else "")
 
 
 def is_pictured(support: object) -> bool:

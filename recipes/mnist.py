@@ -48,6 +48,7 @@ def main(
     gradient_clip: float = 10.0,
     conditional_weight: float = 10.0,
     energy_l2: float = 0.05,
+    classifier_noise: float = 0.1,
     data_noise: float = 0.1,
     step_size: float = 5.0,
     noise_std: float = 0.01,
@@ -82,8 +83,9 @@ def main(
         gradient_clip: Largest norm of the joint model's gradient.
         conditional_weight: Weight of -log p(y|x) where -log p(x) has 1.
         energy_l2: Weight of the squared energies.
-        data_noise: Standard deviation of Gaussian noise on the images for p(x), in units of x. Black margins are what
-            chains follow worst; noise widens them.
+        classifier_noise: Standard deviation of Gaussian noise on the joint model's images for p(y|x), in units of x.
+            It keeps the energy from getting steep.
+        data_noise: The same on its images for p(x). Black margins are what chains follow worst; noise widens them.
         step_size: Of Langevin dynamics, in squared units of x per unit of energy.
         noise_std: Of Langevin dynamics, in units of x.
         max_gradient: Clamps the gradient's components: no step is longer than step_size times this, so that chains
@@ -94,7 +96,7 @@ def main(
         start: Where it then starts: at uniform noise, or in a Gaussian of its class's mean and covariance.
         size: Training images to use; by default all but the 5000 held out.
         precision: Of the network's body.
-        evaluate: Run recipes/evaluate.py on the checkpoints.
+        evaluate: Run recipes/evaluate.py on the checkpoints, with fresh chains that start in the Gaussians.
         keep_memory: On a CPU with glibc, keep freed memory in the process: faster, see docs/speed.md.
         progress_bar: Show progress bars.
     """
@@ -106,8 +108,14 @@ def main(
 
     def run(name: str, weight: float, total_steps: int) -> float:
         L.seed_everything(seed, verbose=False)
-        separate = generative_batch_size if weight else None
-        data = DATA[dataset](root, batch_size, augment=augment, separate_batch_size=separate, size=size)
+        data = DATA[dataset](
+            root,
+            batch_size,
+            augment=augment,
+            noise_std=classifier_noise if weight else 0.0,
+            separate_batch_size=generative_batch_size if weight else None,
+            size=size,
+        )
         module = JEM(
             StridedConvNet(data.support.shape, data.num_classes, width, dropout),
             data.num_classes,
@@ -157,7 +165,8 @@ def main(
         command += ["--checkpoint", str(folder / "jem.ckpt"), "--baseline", str(folder / "baseline.ckpt")]
         command += ["--data", dataset, "--data.root", str(root), "--output", str(folder / "evaluation")]
         command += ["--logger", logger, "--progress_bar", str(progress_bar).lower()]
-        command += ["--ood_images", "10000", "--sample_steps", "200"]
+        command += ["--ood_images", "10000", "--sample_steps", "40", "--start", "ebm_lightning.ClassGaussians"]
+        command += [] if size is None else ["--data.size", str(size)]
         print(" ".join(command))
         kept = {name: str(2**30) for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_") if keep_memory}
         subprocess.run(command, check=True, env={**os.environ, **kept})
