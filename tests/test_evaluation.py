@@ -28,6 +28,7 @@ from ebm_lightning.features import Penultimate
 from ebm_lightning.networks import MLP, ConvNet
 from ebm_lightning.ood import OOD_SETS, transposed
 from ebm_lightning.scores import approximate_mass, log_density, max_probability
+from ebm_lightning.starts import Start
 from ebm_lightning.streams import make_generator
 from tests.helpers import batches, jem, trainer, weights
 
@@ -229,6 +230,37 @@ def test_fresh_chains_begin_where_they_are_told_each_in_its_class(seed):
     assert not torch.equal(x, fresh_samples(module, 40, still, make_generator(seed), labels=labels.flip(0)))
 
 
+class Grey(Start):
+    """Every chain at one place; notes the labels that it was asked for."""
+
+    def __init__(self) -> None:
+        self.labels: list[Tensor | None] = []
+
+    def sample(self, n, labels=None, generator=None, device=None):
+        self.labels.append(labels)
+        return torch.full((n, 1, 8, 8), 0.25)
+
+
+def test_pictures_and_sample_quality_begin_where_they_are_told(tmp_path, loader):
+    begun = []
+
+    class Spy(SGLD):
+        def run(self, energy, x, **arguments):
+            begun.append(x)
+            return super().run(energy, x, **arguments)
+
+    spy, start, net = Spy(0.1, 0.01, 2), Grey(), ConvNet((1, 8, 8), 3, 4)
+    pictures = FreshSamples(2, sampler=spy, start=start, directory=tmp_path)
+    quality = SampleQuality(Penultimate(net), sampler=spy, samples=20, start=start, batch_size=8)
+    trainer(tmp_path, callbacks=[pictures, quality]).test(image_jem(), loader, verbose=False)
+    assert [len(x) for x in begun] == [4, 6, 8, 8, 4]
+    assert all((x == 0.25).all() for x in begun)
+    assert start.labels[1].tolist() == [0, 0, 1, 1, 2, 2]
+    assert [y for i, y in enumerate(start.labels) if i != 1] == [
+        None
+    ] * 7  # three batches of chains, and as many starts
+
+
 def test_steps_replace_those_of_a_copy():
     module = image_jem()
     assert chain_sampler(module) is module.sampler
@@ -255,6 +287,17 @@ def test_fid_is_that_of_two_gaussians(seed):
     assert found["fid_pixels_floor"] < 1e-3
     assert found["kid_pixels"] > 100 * abs(found["kid_pixels_floor"])
     assert (found["generated"], found["reference"], found["held_out"]) == (n, n, n)
+
+
+def test_starts_have_figures_of_their_own_which_move_no_other(seed):
+    real, fresh, sure = torch.randn(400, 2).double(), torch.randn(200, 2).double(), 50 * torch.eye(4).repeat(50, 1)
+    logits = {"logits_real": torch.randn(400, 4).double(), "logits_fresh": torch.randn(200, 4).double()}
+    callback = SampleQuality(Pixels(), label="pixels", samples=200)
+    without = callback.figures(real, fresh, **logits)
+    found = callback.figures(real, fresh, **logits, start=fresh + 3, logits_start=sure.double())
+    assert found["fid_pixels_start"] == pytest.approx(2 * 3**2, rel=0.2)
+    assert found["is_pixels_start"] == pytest.approx(4, rel=0.05)
+    assert {k: v for k, v in found.items() if not k.endswith("_start")} == without
 
 
 def test_inception_score_runs_from_one_to_the_number_of_classes(seed):

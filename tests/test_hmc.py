@@ -134,9 +134,18 @@ def test_a_constant_reference_moves_chains_as_none_does():
         target = hmc.Tempered(lambda x: x.square().sum((1, 2)), Reference(box), beta)
         phase = target.at(x, v)
         assert torch.equal(target.gradient(phase), beta * 2 * x)
-        moved, accepted = hmc.hamiltonian_move(target, phase, torch.tensor(0.1), box, HMC(), make_generator(0))
+        whole = phase._replace(log_q_gradient=torch.zeros_like(x))
+        step, kernel = torch.tensor(0.3), HMC()
+        moved, accepted = hmc.hamiltonian_move(target, phase, step, box, kernel, make_generator(0))
+        as_well, likewise = hmc.hamiltonian_move(target, whole, step, box, kernel, make_generator(0))
+        assert torch.equal(moved.x, as_well.x)
+        assert torch.equal(moved.v, as_well.v)
+        assert torch.equal(accepted, likewise)
+        assert not torch.equal(moved.x, x)
         assert moved.log_q_gradient.shape == (5, 1, 1)
-        assert accepted.shape == (5,)
+    bare = hmc.Tempered(target.energy, beta=1.0)
+    free, _ = hmc.hamiltonian_move(bare, bare.at(x, v), step, box, kernel, make_generator(0))
+    assert torch.equal(free.x, moved.x)
 
 
 def test_one_gradient_for_each_leapfrog():

@@ -1,18 +1,22 @@
 """The recipes as a person runs them: from the command line, in a folder of their own."""
 
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-from ebm_lightning import JEM
+from ebm_lightning import JEM, ClassGaussians, ConditionalEBM, ReplayBuffer
+from ebm_lightning.data import ImageArrays
+from ebm_lightning.networks import MLP
 from tests.pictures import made_up, write_arrays, write_idx
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -132,6 +136,44 @@ def test_an_evaluation_agrees_with_the_run_it_is_of(digits, evaluated):
     trained, found = (json.loads((folder / "metrics.json").read_text()) for folder in (digits[0], evaluated[0]))
     for name in ("test/accuracy", "test/nll", "baseline/test/accuracy", "baseline/test/nll"):
         assert found[name] == pytest.approx(trained[name], rel=1e-5)
+
+
+def recipe(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(name).stem, RECIPES / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fresh_samples_begin_where_the_model_s_own_chains_did(tmp_path):
+    """Fitted to the images for p(x), each once, without a trace on the global random state."""
+    data = ImageArrays(write_arrays(tmp_path), 8, 16, noise_std=0.5, separate_batch_size=4)
+    fitted, chains = recipe("evaluate.py").fitted, ReplayBuffer(8, start=ClassGaussians(1e-2))
+    model = JEM(MLP(192, 3, (4,)), 3, data.support, chains=chains)
+    state = torch.get_rng_state()
+    start = fitted("model", model, data)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert start is model.chains.start
+    assert start.counts.sum() == len(data.train_gen) == 44
+    x, y = data.train_gen.levels, data.train_gen.labels
+    means = torch.stack([(x[y == k] + 0.5).flatten(1).double().mean(0) / 128 - 1 for k in range(3)])
+    torch.testing.assert_close(start.means.double(), means, atol=0.005, rtol=0)
+    assert fitted("reference", model, data) is None
+    other = ClassGaussians(1.0)
+    assert fitted(other, model, data) is other
+    assert other.counts.sum() == 44
+    assert fitted("model", ConditionalEBM(MLP(192, 3, (4,)), 3, data.support), data) is None
+
+
+def test_ratios_are_of_the_clock_that_was_asked_for():
+    sampler = recipe("benchmarks/sampler.py")
+    seconds = {sampler.LIMIT: [(1.0, 2.0)] * 3, sampler.JEM_LOOP: [(2.0, 3.0)] * 3, "ours": [(0.5, 1.0)] * 3}
+    wall, cpu = (sampler.row(seconds, "ours", clock, 10, {}) for clock in (0, 1))
+    assert (wall["gain"], wall["cost"], cpu["gain"], cpu["cost"]) == (4, 0.5, 3, 0.5)
+    assert (wall["ms_per_step"], wall["cpu_ms_per_step"]) == (25, 50)
+    assert cpu["chain_steps_per_second"] == wall["chain_steps_per_second"] / 2 == 10 * sampler.STEPS
 
 
 def test_an_evaluation_without_a_baseline_says_so(digits, tmp_path):

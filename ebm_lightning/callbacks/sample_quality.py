@@ -1,7 +1,7 @@
 """How far fresh samples are from test images, in the features of a stated network."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -100,9 +100,10 @@ class SampleQuality(Evaluation):
         if not self._active:
             return
         if not self._quota.seen:  # not at the epoch's end: weight averaging may by then have its weights back
-            for name, images in (("fresh", self._fresh(module)), ("start", self._starts(module))):
-                for x in images.split(self.batch_size):
-                    self._look(x, name, module.device)
+            for x in self._fresh(module).split(self.batch_size):
+                self._look(x, "fresh", module.device)
+            for x in self._starts(module):
+                self._look(x, "start", module.device)
         (x,) = self._quota.take(batch[0])
         if len(x):
             self._look(x, "real", module.device)
@@ -137,34 +138,36 @@ class SampleQuality(Evaluation):
             torch.manual_seed(make_generator(self.seed, "subsets").initial_seed())
             figures = _distances(reference, fresh, self.label, "")
             figures |= _distances(reference, held_out, self.label, "_floor")
-            if start is not None:
-                figures |= _distances(reference, start, self.label, "_start")
-            if logits_start is not None:
-                figures |= _inception_score(logits_start, self.label, "_start")
             if logits_real is not None and logits_fresh is not None:
                 figures |= _inception_score(logits_fresh, self.label, "")
                 figures |= _inception_score(_spread(logits_real[1::2], len(fresh)), self.label, "_data")
+            if start is not None:  # last, so that it moves no other figure's subsets
+                figures |= _distances(reference, start, self.label, "_start")
+            if logits_start is not None:
+                figures |= _inception_score(logits_start, self.label, "_start")
         counts = {"generated": len(fresh), "reference": len(reference), "held_out": len(held_out)}
         return figures | {name: float(n) for name, n in counts.items()}
 
     def _fresh(self, module: ConditionalEBM) -> Tensor:
-        rank, world = module.trainer.global_rank, module.trainer.world_size
-        generator = make_generator(self.seed, rank, "sample quality", device=module.device)
         return fresh_samples(
             module,
-            len(range(rank, self.samples, world)),
+            self._share(module),
             chain_sampler(module, self.sampler, self.steps),
-            generator,
+            make_generator(self.seed, module.trainer.global_rank, "sample quality", device=module.device),
             start=self.start,
             batch_size=self.batch_size,
             progress=self.progress,
         )
 
-    def _starts(self, module: ConditionalEBM) -> Tensor:
-        """As many first places as there are chains, but not theirs: drawn apart."""
-        rank, world = module.trainer.global_rank, module.trainer.world_size
-        generator = make_generator(self.seed, rank, "starts", device=module.device)
-        return first_places(self.start, module.support, len(range(rank, self.samples, world)), generator=generator)
+    def _starts(self, module: ConditionalEBM) -> Iterator[Tensor]:
+        """As many first places as there are chains, but not theirs: drawn apart, in batches."""
+        generator = make_generator(self.seed, module.trainer.global_rank, "starts", device=module.device)
+        for i in range(0, n := self._share(module), self.batch_size):
+            yield first_places(self.start, module.support, min(self.batch_size, n - i), generator=generator)
+
+    def _share(self, module: ConditionalEBM) -> int:
+        """How many of the chains are this rank's."""
+        return len(range(module.trainer.global_rank, self.samples, module.trainer.world_size))
 
     def _look(self, x: Tensor, name: str, device: torch.device) -> None:
         networks = {name: self.features, f"logits_{name}": self.classifier}

@@ -21,7 +21,7 @@ class ImageArrays(Images):
         path: The .npz file.
         batch_size: Images in a training batch on each rank.
         val_size: Images held out from the training images; 0 for no validation.
-        augment: ``"none"``, ``"crop"`` or ``"crop-flip"``.
+        augment: ``"none"``, ``"flip"``, ``"crop"`` or ``"crop-flip"``.
         noise_std: Standard deviation of Gaussian noise on training images, in units of x.
         separate_batch_size: Images in a second batch for p(x), without augmentation and noise; None for none.
         size: Training images to use; by default all that are not held out.

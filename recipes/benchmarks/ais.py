@@ -316,7 +316,7 @@ def take_turns(jobs: dict[str, Callable[[], None]], rounds: int, name: str) -> d
 
 
 def quartiles(values: list[float]) -> list[float]:
-    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def row(seconds: Seconds, name: str, clock: int, batch: int, proofs: dict[str, f
     cost = [a / b for a, b in zip(mine, limit, strict=True)]
     gain = [b / a for a, b in zip(mine, jem, strict=True)]
     wall, cpu = (statistics.median(pair[k] for pair in seconds[name]) for k in (0, 1))
-    quartiles = statistics.quantiles(gain, n=4) if len(gain) > 1 else [gain[0]] * 3
+    quartiles = statistics.quantiles(gain, n=4) if len(gain) > 1 else gain * 3
     return {
         "gain": statistics.median(gain),
         "gain_low": quartiles[0],
