@@ -263,3 +263,34 @@ def test_own_model_trains_on_a_folder_of_images_and_goes_on(tmp_path):
 
 def test_own_model_is_short():
     assert len((RECIPES / "own_model.py").read_text().splitlines()) < 60
+
+
+GRADIENTS = (
+    *("--contenders", "[SGLD from noise,PYLD from class Gaussians]", "--steps", "[1,2]", "--seeds", "[0]"),
+    *("--setting.iterations", "3", "--setting.width", "2", "--setting.buffer_size", "70"),
+    *("--setting.ais_temperatures", "5", "--setting.ais_chains", "20", "--output", "out"),
+)
+
+
+def test_what_gradients_buy_is_measured_once(tmp_path):
+    """A second start trains nothing, draws again, and takes no run of another setting for its own."""
+    recipe = "benchmarks/gradients.py"
+    done = run(tmp_path, recipe, *GRADIENTS)
+    assert done.returncode == 0, done.stderr
+    assert "runs: 100%" in done.stderr, "a bar shows how far it is"
+    held = json.loads((tmp_path / "out" / "gradients.json").read_text())
+    assert {(r["contender"], r["steps"]) for r in held["runs"]} == {
+        (name, k) for name in ("SGLD from noise", "PYLD from class Gaussians") for k in (1, 2)
+    }
+    for r in held["runs"]:
+        assert {"bits", "bits_std_err", "auroc", "accuracy", "seconds", "figures"} <= set(r)
+    assert 0 < held["share"]["flops"] < 1
+    (tmp_path / "out" / "gradients.png").unlink()
+    again = run(tmp_path, recipe, *GRADIENTS)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "out" / "gradients.json").read_text())["runs"] == held["runs"]
+    assert (tmp_path / "out" / "gradients.png").stat().st_size > 10_000
+    assert again.stdout.count("| SGLD from noise |") == 2
+    other = run(tmp_path, recipe, *GRADIENTS, "--setting.iterations", "4")
+    assert other.returncode != 0
+    assert "'output' should hold runs of this setting" in other.stderr
