@@ -294,3 +294,10 @@ def test_what_gradients_buy_is_measured_once(tmp_path):
     other = run(tmp_path, recipe, *GRADIENTS, "--setting.iterations", "4")
     assert other.returncode != 0
     assert "'output' should hold runs of this setting" in other.stderr
+
+
+def test_gradients_names_contenders_that_there_are(tmp_path):
+    done = run(tmp_path, "benchmarks/gradients.py", "--contenders", "[HMC from noise]")
+    assert done.returncode != 0
+    assert "'contenders' should be among SGLD from noise," in done.stderr
+    assert not list(tmp_path.iterdir())

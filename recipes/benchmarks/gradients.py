@@ -76,7 +76,7 @@ class Setting:
 def main(
     contenders: tuple[str, ...] = CONTENDERS,
     steps: tuple[int, ...] = (1, 2, 5, 10, 20),
-    seeds: tuple[int, ...] = (0, 1),
+    seeds: tuple[int, ...] = (0, 1, 2),
     setting: Setting = Setting(),
     output: Path = Path("runs/gradients"),
 ) -> list[Row]:
@@ -87,8 +87,14 @@ def main(
         steps: Of the sampler for each optimiser step: for SGLD, its gradient evaluations.
         seeds: Of weights, data order and chains.
         setting: What all runs share.
-        output: Folder of gradients.json, with all figures, gradients.png and the models.
+        output: Folder of gradients.json, with all figures, gradients.png and the models; a run that it holds is not
+            run again, and all that it holds is printed and drawn.
+
+    Raises:
+        ValueError: A contender is unknown, or the folder holds runs of another setting.
     """
+    if unknown := set(contenders) - set(CONTENDERS):
+        raise ValueError(f"'contenders' should be among {', '.join(CONTENDERS)}, got {', '.join(unknown)}.")
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|val_dataloader|trainer.fit|unreliable).*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     keep_freed_memory()
