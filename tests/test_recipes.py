@@ -334,3 +334,41 @@ def test_log_z_in_bf16_is_held_against_float32(digits, tmp_path):
     assert row["rounding"]["deviation"] > 0, "the body is rounded"
     assert abs(row["difference"] - row["shift"]) < 5 * row["difference_std_err"] + 1e-3
     assert len(row["turns"]) == 2
+
+
+GRADIENTS = (
+    *("--contenders", "[SGLD from noise,PYLD from class Gaussians]", "--steps", "[1,2]", "--seeds", "[0]"),
+    *("--setting.iterations", "3", "--setting.width", "2", "--setting.buffer_size", "70"),
+    *("--setting.ais_temperatures", "5", "--setting.ais_chains", "20", "--output", "out"),
+)
+
+
+def test_what_gradients_buy_is_measured_once(tmp_path):
+    """A second start trains nothing, draws again, and takes no run of another setting for its own."""
+    recipe = "benchmarks/gradients.py"
+    done = run(tmp_path, recipe, *GRADIENTS)
+    assert done.returncode == 0, done.stderr
+    assert "runs: 100%" in done.stderr, "a bar shows how far it is"
+    held = json.loads((tmp_path / "out" / "gradients.json").read_text())
+    assert {(r["contender"], r["steps"]) for r in held["runs"]} == {
+        (name, k) for name in ("SGLD from noise", "PYLD from class Gaussians") for k in (1, 2)
+    }
+    for r in held["runs"]:
+        assert {"bits", "bits_std_err", "auroc", "accuracy", "seconds", "figures"} <= set(r)
+    assert 0 < held["share"]["flops"] < 1
+    (tmp_path / "out" / "gradients.png").unlink()
+    again = run(tmp_path, recipe, *GRADIENTS)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "out" / "gradients.json").read_text())["runs"] == held["runs"]
+    assert (tmp_path / "out" / "gradients.png").stat().st_size > 10_000
+    assert again.stdout.count("| SGLD from noise |") == 2
+    other = run(tmp_path, recipe, *GRADIENTS, "--setting.iterations", "4")
+    assert other.returncode != 0
+    assert "'output' should hold runs of this setting" in other.stderr
+
+
+def test_gradients_names_contenders_that_there_are(tmp_path):
+    done = run(tmp_path, "benchmarks/gradients.py", "--contenders", "[HMC from noise]")
+    assert done.returncode != 0
+    assert "'contenders' should be among SGLD from noise," in done.stderr
+    assert not list(tmp_path.iterdir())
