@@ -90,7 +90,8 @@ def resumable_loader(
     world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
     sampler = EpochSampler(dataset, world_size, rank, stream)
     if trainer:
-        # Lightning sets the epoch of a run that resumes only after workers have begun to load.
+        # Lightning sets the epoch of a run that resumes only after workers have begun to load. It gives its loop this
+        # attribute where type checkers do not see it.
         sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*set_vital")  # torchdata 0.11 on torch 2.15

@@ -173,6 +173,7 @@ class ConditionalEBM(L.LightningModule):
         return {}
 
     def configure_callbacks(self) -> list[L.Callback]:
+        # Lightning's connector gives the trainer this attribute, where type checkers do not see it.
         there = any(isinstance(c, Safeguards) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if there else [Safeguards()]
 

@@ -265,12 +265,11 @@ class JEM(ConditionalEBM):
             raise ValueError("'conditional_weight' or a generative weight should be positive, got 0 for all of them.")
 
     def running_chains(self) -> dict[str, Chains]:
-        running: dict[str, Chains] = {}
-        if self.generative_weight or self.joint_weight:
-            running["chains"] = self.chains
-        if self.class_conditional_weight:
-            running["class_chains"] = self.class_chains
-        return running
+        needed = {
+            "chains": self.generative_weight or self.joint_weight,
+            "class_chains": self.class_conditional_weight,
+        }
+        return {name: getattr(self, name) for name, weight in needed.items() if weight}
 
     def _blow_up(self, values: dict[str, Tensor]) -> str:
         energy_pos, energy_neg = self.last_energies or (math.nan, math.nan)

@@ -57,7 +57,8 @@ class Safeguards(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._started:
             # Resumed after its last step: Lightning then runs none of training's hooks, and averaged weights, which
-            # the uninterrupted run ends with, would be left in their callback.
+            # the uninterrupted run ends with, would be left in their callback. (The trainer's attribute is one that
+            # Lightning sets where type checkers do not see it.)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):
                     callback.on_train_end(trainer, pl_module)

@@ -3,6 +3,7 @@
 A joint energy model is p(x, y) = q(x) exp(f(x)[y]) / Z. The support states q, starts chains and keeps them inside.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -56,6 +57,11 @@ class Support(ABC):
             )
         if not torch.isfinite(x).all():
             raise ValueError(f"'{name}' should be finite, got {int((~x.isfinite()).sum())} NaN or infinite values.")
+
+
+def log_indicator(inside: Tensor, dtype: torch.dtype) -> Tensor:
+    """Log of the density that is 1 in the rows that are ``inside`` and 0 in the others, shape (N,)."""
+    return torch.zeros(inside.shape, dtype=dtype, device=inside.device).masked_fill(~inside, -math.inf)
 
 
 def device_of(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device | str | None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ebm_lightning.supports.base import Support, device_of
+from ebm_lightning.supports.base import Support, device_of, log_indicator
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Binary(Support):
         return inside.flatten(1).all(1)
 
     def log_q(self, x: Tensor) -> Tensor:
-        return torch.zeros(len(x), dtype=x.dtype, device=x.device).masked_fill(~self.contains(x), -math.inf)
+        return log_indicator(self.contains(x), x.dtype)
 
     def sample(
         self, n: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None

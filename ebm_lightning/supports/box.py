@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebm_lightning.supports.base import Support, device_of
+from ebm_lightning.supports.base import Support, device_of, log_indicator
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Box(Support):
         return (rows.amin(1) >= self.low) & (rows.amax(1) <= self.high)
 
     def log_q(self, x: Tensor) -> Tensor:
-        return torch.zeros(len(x), dtype=x.dtype, device=x.device).masked_fill(~self.contains(x), -math.inf)
+        return log_indicator(self.contains(x), x.dtype)
 
     def sample(
         self, n: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning as L
 import torch
@@ -128,14 +129,14 @@ def end(folder: Path, module: nn.Module, chains: Tensor) -> None:
 def bit_equal_resumes(name: str, kills: int, seed: int) -> int:
     """How many runs, killed at a random step and resumed, end with the weights and chains of one that was not."""
     draw, equal = random.Random(seed), 0
-    whole = finished(start(name, fresh()))
+    whole = left_by(name, fresh())
     for _ in range(kills):
         folder = fresh()
         process = start(name, folder)
         wait_for_step(folder, draw.randrange(EVERY + 1, STEPS - 1))
         process.kill()
         process.wait()
-        resumed = finished(start(name, folder))
+        resumed = left_by(name, folder)
         equal += bool(whole and resumed and all(torch.equal(whole[key], resumed[key]) for key in whole))
     return equal
 
@@ -158,7 +159,7 @@ def survives(name: str, fault: str) -> bool:
         path = folder / "last.ckpt"
         path.write_bytes(path.read_bytes()[:-1000])
     (folder / "steps").unlink(missing_ok=True)
-    ended = finished(start(name, folder))
+    ended = left_by(name, folder)
     if ended is None or not ended["weights"].isfinite().all():
         return False
     due = HARMED + 1 if fault == "Ctrl-C" else HARMED // EVERY * EVERY
@@ -175,7 +176,7 @@ def full_disk(x: Tensor) -> None:
             out.write(b"half of it")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    torch.save = save  # type: ignore[assignment]
+    mock.patch.object(torch, "save", save).start()  # for the rest of this process
 
 
 def ctrl_c(x: Tensor) -> None:
@@ -217,11 +218,10 @@ def start(name: str, folder: Path, **environment: str) -> "subprocess.Popen[byte
         return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
 
 
-def finished(process: "subprocess.Popen[bytes]") -> dict[str, Tensor] | None:
-    """What the run left, or None if it failed."""
-    process.wait()
-    path = Path(process.args[-1]) / "end-0.pt"  # type: ignore[index, arg-type]
-    return torch.load(path, weights_only=True) if process.returncode == 0 else None
+def left_by(name: str, folder: Path) -> dict[str, Tensor] | None:
+    """What a run in ``folder`` leaves, or None if it fails."""
+    failed = start(name, folder).wait()
+    return None if failed else torch.load(folder / "end-0.pt", weights_only=True)
 
 
 def wait_for_step(folder: Path, step: int) -> None:
