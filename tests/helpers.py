@@ -1,6 +1,8 @@
 """Small trainings that tests share."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning as L
@@ -12,6 +14,7 @@ from ebm_lightning import JEM, SGLD, Box, ReplayBuffer
 from ebm_lightning.networks import MLP
 
 BOX = Box(-1, 1, (4,))
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 def batches(n: int = 24, batch_size: int = 8, shape: tuple[int, ...] = (4,), classes: int = 3) -> DataLoader[Any]:
@@ -50,3 +53,13 @@ def trainer(folder: Path, **arguments: Any) -> L.Trainer:
 
 def weights(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def recipe(name: str) -> ModuleType:
+    """The module of a recipe, by its path in the folder of recipes."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, RECIPES / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

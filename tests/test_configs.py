@@ -1,6 +1,5 @@
 """Every config of the recipes is loaded by the command line and trains a step, on made-up images and small networks."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,20 +9,15 @@ import yaml
 from ebm_lightning import ConditionalEBM
 from ebm_lightning.data import Images, Source
 from ebm_lightning.schedules import WarmupMultiStep
+from tests.helpers import RECIPES, recipe
 from tests.pictures import made_up, write_arrays
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIGS = sorted(path for path in (RECIPES / "configs").glob("*.yaml") if "sweep" not in path.name)
 
 
 def train(arguments: list[str]):
     """What ``recipes/train.py`` does."""
-    spec = importlib.util.spec_from_file_location("train", RECIPES / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main(arguments)
+    return recipe("train.py").main(arguments)
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """The recipes as a person runs them: from the command line, in a folder of their own."""
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -17,9 +15,9 @@ from PIL import Image
 from ebm_lightning import JEM, ClassGaussians, ConditionalEBM, ReplayBuffer
 from ebm_lightning.data import ImageArrays
 from ebm_lightning.networks import MLP
+from tests.helpers import RECIPES, recipe
 from tests.pictures import made_up, write_arrays, write_idx
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 SETS = ("noise", "shuffled", "inverted", "transposed", "flipped", "interpolated")
 SCORES = ("log_density", "max_probability", "negative_entropy", "approximate_mass")
 KEYS = {"test/accuracy", "test/nll", "test/ece", *(f"ood/{name}/auroc" for name in SETS)}
@@ -136,15 +134,6 @@ def test_an_evaluation_agrees_with_the_run_it_is_of(digits, evaluated):
     trained, found = (json.loads((folder / "metrics.json").read_text()) for folder in (digits[0], evaluated[0]))
     for name in ("test/accuracy", "test/nll", "baseline/test/accuracy", "baseline/test/nll"):
         assert found[name] == pytest.approx(trained[name], rel=1e-5)
-
-
-def recipe(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(name).stem, RECIPES / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_fresh_samples_begin_where_the_model_s_own_chains_did(tmp_path):
