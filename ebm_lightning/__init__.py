@@ -1,68 +1,97 @@
-"""Any classifier as a joint energy model, in an ordinary Lightning project."""
+"""Any classifier as a joint energy model, in an ordinary Lightning project.
 
-from ebm_lightning.attacks import PGD
-from ebm_lightning.callbacks import (
-    AISLogZ,
-    Calibration,
-    ChainDiagnostics,
-    DivergenceGuard,
-    EnergyLandscape,
-    FreshSamples,
-    OODDetection,
-    Refinement,
-    Robustness,
-    SampleGrid,
-    SampleQuality,
-)
-from ebm_lightning.chains import Chains, DataInit, ReplayBuffer, SupportInit
-from ebm_lightning.energies import JointEnergy
-from ebm_lightning.modules import JEM, SADAJEM, ClassificationRBM, ConditionalEBM
-from ebm_lightning.partition import LogZ, ais, exact_log_z, reverse_ais
-from ebm_lightning.samplers import GHMC, HMC, MALA, PYLD, SGLD, BlockGibbs, Compute, Sampler
-from ebm_lightning.starts import ClassGaussians, Start
-from ebm_lightning.supports import Binary, Box, Euclidean, Gaussian, Support
+Names are imported on first use: the core (supports, energies, samplers, chains, partition, networks, rbm, rng) needs
+torch and the standard library only.
+"""
+
+from typing import TYPE_CHECKING
+
+from ebm_lightning._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from ebm_lightning.callbacks import (
+        AISLogZ as AISLogZ,
+        Calibration as Calibration,
+        ChainDiagnostics as ChainDiagnostics,
+        DivergenceGuard as DivergenceGuard,
+        EnergyLandscape as EnergyLandscape,
+        FreshSamples as FreshSamples,
+        OODDetection as OODDetection,
+        Refinement as Refinement,
+        Robustness as Robustness,
+        SampleGrid as SampleGrid,
+        SampleQuality as SampleQuality,
+    )
+    from ebm_lightning.chains import (
+        Chains as Chains,
+        ClassGaussians as ClassGaussians,
+        DataInit as DataInit,
+        ReplayBuffer as ReplayBuffer,
+        SupportInit as SupportInit,
+    )
+    from ebm_lightning.energies import (
+        JointEnergy as JointEnergy,
+    )
+    from ebm_lightning.evaluation import (
+        PGD as PGD,
+        evaluate as evaluate,
+    )
+    from ebm_lightning.modules import (
+        JEM as JEM,
+        SADAJEM as SADAJEM,
+        ClassificationRBM as ClassificationRBM,
+        ConditionalEBM as ConditionalEBM,
+    )
+    from ebm_lightning.partition import (
+        LogZ as LogZ,
+        Normal as Normal,
+        ais as ais,
+        exact_log_z as exact_log_z,
+        reverse_ais as reverse_ais,
+    )
+    from ebm_lightning.samplers import (
+        GHMC as GHMC,
+        HMC as HMC,
+        MALA as MALA,
+        PYLD as PYLD,
+        SGLD as SGLD,
+        BlockGibbs as BlockGibbs,
+        Compute as Compute,
+        Sampler as Sampler,
+    )
+    from ebm_lightning.supports import (
+        Binary as Binary,
+        Box as Box,
+        Density as Density,
+        Euclidean as Euclidean,
+        Gaussian as Gaussian,
+        Support as Support,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "GHMC",
-    "HMC",
-    "JEM",
-    "MALA",
-    "PGD",
-    "PYLD",
-    "SADAJEM",
-    "SGLD",
-    "AISLogZ",
-    "Binary",
-    "BlockGibbs",
-    "Box",
-    "Calibration",
-    "ChainDiagnostics",
-    "Chains",
-    "ClassGaussians",
-    "ClassificationRBM",
-    "Compute",
-    "ConditionalEBM",
-    "DataInit",
-    "DivergenceGuard",
-    "EnergyLandscape",
-    "Euclidean",
-    "FreshSamples",
-    "Gaussian",
-    "JointEnergy",
-    "LogZ",
-    "OODDetection",
-    "Refinement",
-    "ReplayBuffer",
-    "Robustness",
-    "SampleGrid",
-    "SampleQuality",
-    "Sampler",
-    "Start",
-    "Support",
-    "SupportInit",
-    "ais",
-    "exact_log_z",
-    "reverse_ais",
-]
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "callbacks": (
+            "AISLogZ",
+            "Calibration",
+            "ChainDiagnostics",
+            "DivergenceGuard",
+            "EnergyLandscape",
+            "FreshSamples",
+            "OODDetection",
+            "Refinement",
+            "Robustness",
+            "SampleGrid",
+            "SampleQuality",
+        ),
+        "chains": ("Chains", "ClassGaussians", "DataInit", "ReplayBuffer", "SupportInit"),
+        "energies": ("JointEnergy",),
+        "evaluation": ("PGD", "evaluate"),
+        "modules": ("JEM", "SADAJEM", "ClassificationRBM", "ConditionalEBM"),
+        "partition": ("LogZ", "Normal", "ais", "exact_log_z", "reverse_ais"),
+        "samplers": ("GHMC", "HMC", "MALA", "PYLD", "SGLD", "BlockGibbs", "Compute", "Sampler"),
+        "supports": ("Binary", "Box", "Density", "Euclidean", "Gaussian", "Support"),
+    },
+)

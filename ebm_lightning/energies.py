@@ -1,6 +1,6 @@
-"""Energies: any classifier as a joint energy, the scores read off it, and analytic energies that serve as oracles.
+"""Energies: a classifier as a joint energy model, and analytic energies for tests.
 
-An energy is a callable (N, *shape) -> (N,), lower where x is likelier, up to the constant log Z.
+An energy is a callable (N, *shape) -> (N,). It is -log p(x) up to the constant log Z, so lower means likelier.
 """
 
 import math
@@ -11,25 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ebm_lightning.checks import check_number
 from ebm_lightning.supports import Support
 
 Energy = Callable[[Tensor], Tensor]
 
 
 class JointEnergy(nn.Module):
-    r"""The joint and marginal energy that a classifier already defines.
+    r"""The joint and marginal energy of a classifier.
 
     .. math::
         E(x, y) = -f(x)[y] / T - \log q(x), \qquad E(x) = -\log \sum_y e^{f(x)[y] / T} - \log q(x)
 
-    The conditional p(y|x) = softmax(f(x) / T) is the classifier itself: q and Z cancel. At ``temperature`` 1 its
-    predictions are bit-equal to the classifier's. Under autocast the last linear layer and everything after it run in
-    float32 (bfloat16 rounds an energy of 300 to a multiple of 2); weights stored in half precision stay as they are.
+    The conditional p(y|x) = softmax(f(x) / T) does not depend on q or Z. At ``temperature`` 1 the predictions are
+    bit-equal to the classifier's.
+
+    Under autocast the last linear layer and everything after it run in float32, because bfloat16 rounds an energy of
+    300 to a multiple of 2. Weights stored in half precision are not converted.
 
     Arguments:
         classifier: Maps (N, *shape) to logits (N, K).
-        support: Domain and reference density q of x.
-        temperature: T, a positive number that divides the logits.
+        support: Domain of x and reference density q.
+        temperature: T, positive. Divides the logits.
 
     Raises:
         ValueError: ``temperature`` is not positive, or the classifier's output is not (N, K).
@@ -41,12 +44,11 @@ class JointEnergy(nn.Module):
 
     def __init__(self, classifier: nn.Module, support: Support, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"'temperature' should be positive, got {temperature}.")
+        check_number("temperature", temperature, above=0)
         self.classifier = classifier
         self.support = support
         self.temperature = temperature
-        self._head_held = False
+        self._head_in_float32 = False
 
     def logits(self, x: Tensor) -> Tensor:
         """f(x) / T, shape (N, K), in float32 or better."""
@@ -59,35 +61,35 @@ class JointEnergy(nn.Module):
         return logits if self.temperature == 1 else logits / self.temperature
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """E(x), or E(x, y) for labels ``y`` of shape (N,); always of shape (N,)."""
+        """E(x), or E(x, y) for labels ``y`` of shape (N,). The result has shape (N,)."""
         return self.from_logits(self.logits(x), x, y)
 
     def from_logits(self, logits: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The same energy where the logits of ``x`` are already known."""
+        """E(x) or E(x, y), shape (N,), given the logits of ``x``."""
         negative = logits.logsumexp(1) if y is None else logits.gather(1, y[:, None]).squeeze(1)
         return -negative - self.support.log_q(x)
 
     @property
     def head(self) -> nn.Linear | None:
-        """The last linear layer."""
+        """The last linear layer of the classifier; None if it has no linear layer."""
         return next((m for m in reversed(list(self.classifier.modules())) if isinstance(m, nn.Linear)), None)
 
     @contextmanager
     def head_in_float32(self) -> Iterator[None]:
-        """The head kept out of autocast for any number of evaluations; by itself, each sees to its own."""
-        head = None if self._head_held else self.head
+        """Run the head in float32 for many evaluations. Without this, each evaluation installs its own hook."""
+        head = None if self._head_in_float32 else self.head
         if head is None:
             yield
             return
-        handle, self._head_held = head.register_forward_hook(_linear_in_float32), True
+        handle, self._head_in_float32 = head.register_forward_hook(_linear_in_float32), True
         try:
             yield
         finally:
             handle.remove()
-            self._head_held = False
+            self._head_in_float32 = False
 
     def _full_precision(self, x: Tensor) -> Tensor:
-        if self._head_held or not torch.is_autocast_enabled(x.device.type):
+        if self._head_in_float32 or not torch.is_autocast_enabled(x.device.type):
             logits = self.classifier(x)
         else:
             with self.head_in_float32():
@@ -102,30 +104,11 @@ def _linear_in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tens
         return F.linear(args[0].float(), module.weight.float(), bias)
 
 
-# Scores: larger for x that looks like the training data.
-
-
-def log_density(energy: JointEnergy, x: Tensor) -> Tensor:
-    """log p(x) + log Z = -E(x), shape (N,), in nats."""
-    return -energy(x)
-
-
-def max_probability(energy: JointEnergy, x: Tensor) -> Tensor:
-    """max_y p(y|x), shape (N,) (Hendrycks & Gimpel 2017)."""
-    return energy.logits(x).softmax(1).amax(1)
-
-
-def negative_entropy(energy: JointEnergy, x: Tensor) -> Tensor:
-    """-H[p(y|x)], shape (N,), in nats."""
-    log_p = energy.logits(x).log_softmax(1)
-    return (log_p.exp() * log_p).sum(1)
-
-
-# Oracles: energies whose log Z, samples or Langevin chains have a closed form.
+# Energies with a closed form for log Z, samples or Langevin chains.
 
 
 class GaussianEnergy(nn.Module):
-    r"""A diagonal Gaussian, unnormalised.
+    r"""A diagonal Gaussian, unnormalized.
 
     .. math:: E(x) = \sum_d (x_d - mean_d)^2 / (2 std_d^2), \qquad \log Z = \sum_d \log(std_d \sqrt{2 \pi})
 
@@ -151,14 +134,14 @@ class GaussianEnergy(nn.Module):
 
 
 class MixtureLogits(nn.Module):
-    r"""A classifier whose joint energy on R^D is a normalised Gaussian mixture: log Z = 0 and Z_y = weight_y.
+    r"""A classifier whose joint energy on R^D is a normalized Gaussian mixture: log Z = 0 and Z_y = weight_y.
 
     .. math:: f(x)[y] = \log weight_y + \log N(x; mean_y, std^2 I)
 
     Arguments:
         means: Shape (K, D).
         std: Standard deviation of every component.
-        weights: Shape (K,), summing to 1; equal by default.
+        weights: Shape (K,), with sum 1; equal by default.
     """
 
     means: Tensor

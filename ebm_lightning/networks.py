@@ -1,4 +1,7 @@
-"""Reference classifiers, by default without normalisation layers: the energy of one x does not depend on its batch."""
+"""Reference classifiers.
+
+By default they have no normalization layers, so that the energy of one x does not depend on its batch.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,10 +13,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class MLP(nn.Module):
-    """Fully connected layers with SiLU between them, on vectors or flattened images.
+    """Fully connected layers with SiLU, for vectors or flattened images.
 
     Arguments:
-        in_features: D, the product of the shape of x.
+        in_features: D, the number of components of x.
         num_classes: K.
         hidden: Widths of the hidden layers.
     """
@@ -34,14 +37,15 @@ class MLP(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Three convolutions with SiLU, the second halving the image, then one hidden layer: for images of 8 to 32 pixels.
+    """Three convolutions and one hidden layer with SiLU, for images of 8 to 32 pixels.
 
-    The features are flattened, not pooled, so that the energy knows where in the image it is.
+    The second convolution halves the resolution. Features are flattened, not pooled, so that the energy depends on
+    their position in the image.
 
     Arguments:
-        shape: Shape of one image (C, H, W), H and W even.
+        shape: Shape of one image (C, H, W). H and W are even.
         num_classes: K.
-        width: Channels of the first layer; the next have 2 and 4 times as many.
+        width: Channels of the first layer. The next layers have 2 and 4 times as many.
 
     Raises:
         ValueError: H or W is odd.
@@ -67,7 +71,7 @@ class ConvNet(nn.Module):
             nn.SiLU(),
             nn.Linear(8 * width, num_classes),
         )
-        self.layers.to(memory_format=torch.channels_last)  # a fifth to a third faster on CPU
+        self.layers.to(memory_format=torch.channels_last)  # 20 to 33% faster on CPU
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers(x)
@@ -75,19 +79,20 @@ class ConvNet(nn.Module):
 
 
 class StridedConvNet(nn.Module):
-    """Four convolutions with SiLU, the first and third halving the image, then one hidden layer.
+    """Four convolutions and one hidden layer with SiLU.
 
-    Nothing runs at the image's full size: deeper than :class:`ConvNet` at four fifths of its cost. The features are
-    flattened, not pooled, so that the energy knows where in the image it is.
+    The first and third convolution halve the resolution. No layer works at full resolution, so the network is deeper
+    than :class:`ConvNet` at 80% of the cost. Features are flattened, not pooled, so that the energy depends on their
+    position in the image.
 
     Arguments:
-        shape: Shape of one image (C, H, W), H and W multiples of 4.
+        shape: Shape of one image (C, H, W). H and W are multiples of 4.
         num_classes: K.
         width: The layers have 2, 2, 4 and 4 times as many channels.
-        dropout: Probability, before each of the two linear layers.
+        dropout: Dropout probability before each of the two linear layers.
 
     Raises:
-        ValueError: H or W is no multiple of 4.
+        ValueError: H or W is not a multiple of 4.
     """
 
     def __init__(self, shape: Sequence[int], num_classes: int, width: int = 16, dropout: float = 0.0) -> None:
@@ -123,28 +128,29 @@ class StridedConvNet(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """The pre-activation wide residual network of the JEM lineage: biases on, no normalisation unless asked for.
+    """The pre-activation wide residual network used by JEM: convolutions have biases, normalization is optional.
 
-    A stem of 16 channels, three stages with strides 1, 2, 2, global average pooling, a linear head. The defaults are
-    WRN-28-10, 36.5 million weights; ``depth=10, widths=(64, 128, 256)`` is WRN-10-4. Global pooling takes any image
-    size, and one image at a time.
+    A stem with 16 channels, three stages with strides 1, 2 and 2, global average pooling and a linear head. The
+    defaults give WRN-28-10 with 36.5 million parameters; ``depth=10, widths=(64, 128, 256)`` gives WRN-10-4. Because of
+    the global pooling, images can have any size.
 
     References:
         Zagoruyko & Komodakis, Wide residual networks, 2016. https://arxiv.org/abs/1605.07146
-        Grathwohl et al. 2020, who leave the normalisation out. https://arxiv.org/abs/1912.03263
+        Grathwohl et al. 2020, without normalization. https://arxiv.org/abs/1912.03263
 
     Arguments:
         in_channels: Channels of the images.
         num_classes: K.
         depth: Number of layers, 6n + 4 for n residual blocks per stage.
         widths: Channels of the three stages.
-        norm: "none", or "batch" for batch normalisation (momentum 0.1, PyTorch's, where JEM has 0.9) as in JEM++.
-            Energies are those of eval mode either way.
-        activation: "leaky_relu" with slope 0.2, or the smooth "silu".
-        dropout: Probability, between the two convolutions of a block.
+        norm: "none", or "batch" for batch normalization as in JEM++, with PyTorch's momentum of 0.1 (JEM uses 0.9).
+            Energies are computed in eval mode in both cases.
+        activation: "leaky_relu" with slope 0.2, or "silu", which is smooth.
+        dropout: Dropout probability between the two convolutions of a block.
 
     Raises:
-        ValueError: ``depth`` is not 6n + 4, there are not three ``widths``, or another ``norm`` or ``activation``.
+        ValueError: ``depth`` is not 6n + 4, ``widths`` does not have three entries, or ``norm`` or ``activation`` is
+            unknown.
     """
 
     def __init__(
@@ -188,7 +194,7 @@ class WideResNet(nn.Module):
 
 
 class _Residual(nn.Module):
-    """x + conv(act(conv(act(x)))), the second convolution strided; a 1x1 convolution where the shape changes."""
+    """x + conv(act(conv(act(x)))), the second convolution strided. A 1x1 convolution adapts x if the shape changes."""
 
     def __init__(self, n: int, m: int, stride: int, norm: str, activation: str, dropout: float) -> None:
         super().__init__()
@@ -212,18 +218,19 @@ def _preactivation(channels: int, norm: str, activation: str) -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(channels), act) if norm == "batch" else act
 
 
-class SpectrallyNormalised(nn.Module):
-    """A network whose convolutions and linear layers have largest singular value 1, so that energies cannot be steep.
+class SpectrallyNormalized(nn.Module):
+    """A network with spectral normalization of all convolutions and linear layers, which bounds the energy's gradient.
 
-    The power iteration behind it runs in training mode alone, so chains, which see eval mode, do not move it. A
-    convolution is normalised as the matrix of its kernel, as usual, which is not quite its own norm.
+    Each weight matrix has largest singular value 1. The power iteration runs only in training mode, so chains, which
+    use eval mode, do not advance it. A convolution is normalized by the norm of its kernel reshaped to a matrix, as is
+    usual; this approximates the norm of the convolution.
 
     References:
         Miyato et al., Spectral normalization for generative adversarial networks, 2018.
         https://arxiv.org/abs/1802.05957
 
     Arguments:
-        network: Maps (N, *shape) to logits (N, K); its layers are changed in place.
+        network: Maps (N, *shape) to logits (N, K). Its layers are modified in place.
     """
 
     def __init__(self, network: nn.Module) -> None:

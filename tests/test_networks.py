@@ -1,36 +1,36 @@
-"""Reference networks: a WideResNet counted by hand; what a spectral norm promises, in runs and checkpoints."""
+"""Reference networks: parameter counts of WideResNet, and spectral normalization in training and checkpoints."""
 
 import pytest
 import torch
 
 from ebm_lightning import JEM
-from ebm_lightning.modules.hparams import describe, rebuild
-from ebm_lightning.networks import MLP, ConvNet, SpectrallyNormalised, StridedConvNet, WideResNet
-from ebm_lightning.samplers import quiet, value_and_gradient
+from ebm_lightning.networks import MLP, ConvNet, SpectrallyNormalized, StridedConvNet, WideResNet
+from ebm_lightning.resume.hparams import describe, rebuild
+from ebm_lightning.samplers import frozen, value_and_gradient
 from tests.helpers import BOX, batches, jem, trainer, weights
 
 
 def steepest(net: torch.nn.Module) -> float:
     energy = jem(net).energy
-    with quiet(energy):
+    with frozen(energy):
         return float(value_and_gradient(energy, BOX.sample(500))[1].norm(dim=1).max())
 
 
-def test_a_normalised_network_has_no_steep_energy():
-    """SiLU's slope is at most 1.1, so two layers of norm 1 and a logsumexp have one of at most 1.1."""
+def test_spectral_normalization_bounds_the_gradient():
+    """The slope of SiLU is at most 1.1, and so is that of two layers of norm 1 and a logsumexp."""
     net = MLP(4, 3, (8,))
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(20)
     assert steepest(net) > 10
-    normalised = SpectrallyNormalised(net)
-    for _ in range(50):  # the power iteration moves in training mode
-        normalised.train()(torch.zeros(1, 4))
-    assert steepest(normalised.eval()) < 1.1
+    normalized = SpectrallyNormalized(net)
+    for _ in range(50):  # the power iteration runs in training mode
+        normalized.train()(torch.zeros(1, 4))
+    assert steepest(normalized.eval()) < 1.1
 
 
-def test_it_trains_and_its_checkpoint_loads(tmp_path):
-    module, t = jem(SpectrallyNormalised(MLP(4, 3, (8,)))), trainer(tmp_path)
+def test_a_spectrally_normalized_network_trains_and_reloads(tmp_path):
+    module, t = jem(SpectrallyNormalized(MLP(4, 3, (8,)))), trainer(tmp_path)
     before = weights(module)
     t.fit(module, batches())
     assert not torch.equal(weights(module), before)
@@ -39,8 +39,8 @@ def test_it_trains_and_its_checkpoint_loads(tmp_path):
     assert torch.equal(again.eval()(x), module.eval()(x))
 
 
-def by_hand(channels: int, classes: int, depth: int, widths: tuple[int, ...], batch_norm: bool) -> int:
-    """Weights and biases: k*k*n*m + m for a convolution; 2m for a batch norm."""
+def parameter_count(channels: int, classes: int, depth: int, widths: tuple[int, ...], batch_norm: bool) -> int:
+    """Weights and biases: k*k*n*m + m for a convolution, 2m for a batch norm."""
     n, total = 16, 9 * channels * 16 + 16
     for stage, m in enumerate(widths):
         blocks = (depth - 4) // 6
@@ -55,15 +55,15 @@ def by_hand(channels: int, classes: int, depth: int, widths: tuple[int, ...], ba
 @pytest.mark.parametrize(
     ("channels", "depth", "widths"), [(1, 10, (8, 8, 8)), (3, 16, (4, 8, 16)), (3, 10, (16, 8, 4))]
 )
-def test_a_wide_resnet_has_the_weights_counted_by_hand(channels, depth, widths, norm):
+def test_the_number_of_parameters_of_a_wide_resnet(channels, depth, widths, norm):
     net = WideResNet(channels, 7, depth, widths, norm=norm)
-    assert sum(p.numel() for p in net.parameters()) == by_hand(channels, 7, depth, widths, norm == "batch")
+    assert sum(p.numel() for p in net.parameters()) == parameter_count(channels, 7, depth, widths, norm == "batch")
 
 
 def test_the_default_is_wrn_28_10():
     with torch.device("meta"):
         count = sum(p.numel() for p in WideResNet().parameters())
-    assert count == by_hand(3, 10, 28, (160, 320, 640), batch_norm=False) == 36_471_338
+    assert count == parameter_count(3, 10, 28, (160, 320, 640), batch_norm=False) == 36_471_338
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
@@ -75,7 +75,7 @@ def test_a_row_does_not_depend_on_its_batch(n, shape, activation):
     torch.testing.assert_close(logits, torch.cat([net(row[None]) for row in x]), atol=1e-5, rtol=1e-5)
 
 
-def test_a_wide_resnet_runs_channels_last_and_is_described_whole():
+def test_a_wide_resnet_is_channels_last_and_is_rebuilt_from_its_description():
     net = WideResNet(depth=10, widths=[4, 6, 8], norm="batch", activation="silu", dropout=0.1)
     features = net.layers(torch.randn(2, 3, 16, 16))
     assert features.shape == (2, 8, 4, 4)
@@ -88,12 +88,12 @@ def test_a_wide_resnet_runs_channels_last_and_is_described_whole():
 @pytest.mark.parametrize(
     "arguments", [{"depth": 12}, {"depth": 4}, {"widths": (8, 8)}, {"norm": "layer"}, {"activation": "relu"}]
 )
-def test_what_a_wide_resnet_cannot_be_is_named(arguments):
+def test_bad_arguments_of_a_wide_resnet(arguments):
     with pytest.raises(ValueError, match=f"'{next(iter(arguments))}' should"):
         WideResNet(**arguments)
 
 
-def test_a_strided_network_halves_twice_and_reloads():
+def test_a_strided_network_halves_the_resolution_twice_and_reloads():
     net = StridedConvNet((1, 28, 28), 10, width=4)
     x = torch.randn(3, 1, 28, 28)
     assert net.layers[:8](x).shape == (3, 16, 7, 7)
@@ -104,7 +104,7 @@ def test_a_strided_network_halves_twice_and_reloads():
         StridedConvNet((1, 30, 28), 10)
 
 
-def test_a_strided_network_is_the_cheaper_one():
+def test_a_strided_network_is_cheaper_than_a_conv_net():
     from torch.utils.flop_counter import FlopCounterMode
 
     costs: list[int] = []

@@ -1,7 +1,8 @@
-"""Where negatives start: a buffer of persistent chains, the data, or the support's reference density."""
+"""Chains that draw negatives: where they start, and how they are kept between batches."""
 
 from ebm_lightning.chains.base import Chains
 from ebm_lightning.chains.fresh import DataInit, SupportInit
+from ebm_lightning.chains.initial import ClassGaussians
 from ebm_lightning.chains.replay import ReplayBuffer
 
-__all__ = ["Chains", "DataInit", "ReplayBuffer", "SupportInit"]
+__all__ = ["Chains", "ClassGaussians", "DataInit", "ReplayBuffer", "SupportInit"]

@@ -1,4 +1,4 @@
-"""What all chains share: where a batch of them starts, and what becomes of its ends."""
+"""Base class of chains."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -6,26 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebm_lightning.starts import Start
-from ebm_lightning.supports import Support
+from ebm_lightning.supports import Density, Support
 
 
 class Chains(ABC):
-    """The starts of a batch of chains, and what becomes of their ends.
+    """Provides the initial points of a batch of chains, and may store their final points for later batches.
 
-    A plain object, never a module: DDP would overwrite a module's buffers from rank 0. All randomness comes from the
-    generator of each call; ``setup`` is called once, before the first ``draw``.
+    This is not an ``nn.Module``, because DDP would overwrite a module's buffers with those of rank 0. All randomness
+    comes from the generator passed to each call. ``setup`` is called once, before the first ``draw``.
 
     Attributes:
-        support: The domain of x, once it is set up.
-        start: Where chains begin, if not in the support's reference density; ``fit`` fits it where it has to be.
+        support: Domain of x. None before ``setup``.
+        initial: Distribution of new chains. None uses the support's reference density. ``Trainer.fit`` fits it if it is
+            a :class:`~ebm_lightning.supports.density.FittedDensity`.
     """
 
     support: Support | None = None
-    start: Start | None = None
+    initial: Density | None = None
 
     def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
-        """Learn the domain of x, and, for chains that keep a label for life, the number of classes."""
+        """Set the domain of x and, for class-conditional chains, the number of classes."""
         self.support = support
 
     @abstractmethod
@@ -36,28 +36,35 @@ class Chains(ABC):
         generator: torch.Generator | None = None,
         data: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Starts of ``n`` chains, and the slots that they came from if they are kept.
+        """Initial points of ``n`` chains, shape (n, *shape), and their slots, shape (n,), or None without slots.
 
         Arguments:
             n: Number of chains.
             labels: Label of each chain, shape (n,), for class-conditional chains.
             generator: Source of randomness.
-            data: The batch that the negatives will be held against, shape (n, *shape).
+            data: Data batch of the same training step, shape (n, *shape).
         """
 
-    def store(self, index: Tensor | None, x: Tensor) -> None:  # noqa: B027 (most chains keep nothing)
-        """Keep the ends ``x`` of the chains drawn from the slots ``index``. Nothing by default."""
+    def store(self, index: Tensor | None, x: Tensor) -> None:  # noqa: B027 (optional)
+        """Store the final points ``x`` of the chains in the slots ``index``. By default nothing is stored."""
 
-    def restart(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:  # noqa: B027
-        """Start the chains of the slots ``index`` anew. Nothing by default."""
+    def reinitialize(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:  # noqa: B027
+        """Replace the chains in the slots ``index`` by new ones. By default there are none."""
 
     def state_dict(self) -> dict[str, Any]:
+        """The stored chains, as tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`state_dict` gave."""
+        """Restore the result of :meth:`state_dict`."""
 
-    def deal(self, shares: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Take this rank's share of a saved run's chains, given what :meth:`state_dict` gave on each of its ranks."""
-        if len(shares) == world_size:
-            self.load_state_dict(shares[rank])
+    def load_sharded(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Restore this rank's part of a saved run.
+
+        Arguments:
+            states: The result of :meth:`state_dict` on each rank of the saved run.
+            rank: This rank.
+            world_size: Number of ranks of this run. It may differ from that of the saved run.
+        """
+        if len(states) == world_size:
+            self.load_state_dict(states[rank])

@@ -1,4 +1,4 @@
-"""Chains that are not kept: they start at the data, or at the support's reference density, every time."""
+"""Chains that are initialized for each batch, at the data or from the support's reference density."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from ebm_lightning.chains.base import Chains
 
 
 class DataInit(Chains):
-    """Chains that start at the data of the batch: contrastive divergence, CD-k with k the sampler's steps.
+    """Chains that start at the data batch: contrastive divergence (CD-k), where k is the number of sampler steps.
 
-    Biased for finite k: far from the data the energy goes unseen.
+    The gradient is biased for finite k, because chains do not visit regions far from the data.
 
     References:
         Hinton, Training products of experts by minimizing contrastive divergence, 2002.
@@ -29,7 +29,7 @@ class DataInit(Chains):
 
 
 class SupportInit(Chains):
-    """Chains that start at the support's reference density every time: short-run MCMC.
+    """Chains that start from the support's reference density for each batch: short-run MCMC.
 
     References:
         Nijkamp et al., Learning non-convergent non-persistent short-run MCMC toward energy-based model, 2019.

@@ -1,4 +1,4 @@
-"""Persistent chains, kept in slots between the batches that they are drawn for."""
+"""A replay buffer of persistent chains."""
 
 from typing import Any
 
@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.chains.base import Chains
-from ebm_lightning.starts import Start, first_places
-from ebm_lightning.supports import Binary, Support
+from ebm_lightning.chains.initial import initial_points
+from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.supports import Density, Support
 
 
 class ReplayBuffer(Chains):
-    r"""Persistent chains (PCD): each draw goes on where the slots' chains last ended.
+    r"""A buffer of persistent chains (persistent contrastive divergence, PCD).
 
-    With probability ``reinit_prob`` a chain starts anew from ``start``; 1 gives short-run chains, 0 chains that live
-    for ever. Slots are drawn without replacement: two chains never share one. Class c owns the slots c, c + K,
-    c + 2K, ... for life.
+    Each draw continues chains from their stored points. With probability ``reinit_prob`` a chain is reinitialized from
+    ``initial``: 1 gives short-run chains, 0 never reinitializes. Slots are drawn without replacement. Class-conditional
+    chains keep their class: class c owns the slots c, c + K, c + 2K, ...
 
     References:
         Tieleman, Training restricted Boltzmann machines using approximations to the likelihood gradient, 2008.
@@ -23,41 +24,34 @@ class ReplayBuffer(Chains):
         https://arxiv.org/abs/1903.08689
 
     Arguments:
-        size: Number of chains on each rank; at least the batch size. JEM uses 10 000. A run that goes on with fewer
-            ranks keeps every chain, so that its buffers grow, see :meth:`deal`.
-        reinit_prob: Probability that a drawn chain starts anew.
-        start: Where chains begin and begin anew, those of a class in their class: by default, and in JEM, the support's
-            reference density; in JEM++ ``ClassGaussians()``.
+        size: Number of chains on each rank, at least the batch size. JEM uses 10 000. A run that resumes on fewer ranks
+            keeps every chain, so that its buffers grow, see :meth:`load_sharded`.
+        reinit_prob: Probability that a drawn chain is reinitialized.
+        initial: Distribution of new chains. If it has classes, class-conditional chains start in their class. By
+            default, and in JEM, the support's reference density. JEM++ uses ``ClassGaussians()``.
 
     Raises:
-        ValueError: ``size`` below 1, or ``reinit_prob`` outside [0, 1].
+        ValueError: ``size`` is below 1, or ``reinit_prob`` is outside [0, 1].
     """
 
-    def __init__(self, size: int = 10_000, reinit_prob: float = 0.05, start: Start | None = None) -> None:
-        if size < 1:
-            raise ValueError(f"'size' should be at least 1, got {size}.")
-        if not 0 <= reinit_prob <= 1:
-            raise ValueError(f"'reinit_prob' should be in [0, 1], got {reinit_prob}.")
+    def __init__(self, size: int = 10_000, reinit_prob: float = 0.05, initial: Density | None = None) -> None:
+        check_integer("size", size, at_least=1)
+        check_number("reinit_prob", reinit_prob, at_least=0, at_most=1)
         self.size = size
         self.reinit_prob = reinit_prob
-        self.start = start
+        self.initial = initial
         self.num_classes: int | None = None
         self._x: Tensor | None = None
         self._age: Tensor | None = None
 
     def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
-        """Fill every slot with a draw of ``start``, on the generator's device.
+        """Fill every slot with a sample of ``initial``, on the generator's device.
 
         Raises:
-            ValueError: The support has no finite mass to start in, ``start`` is given on :class:`Binary`, or ``size``
-                is not a multiple of ``num_classes``.
-            RuntimeError: ``start`` is not fitted yet.
+            ValueError: As for :func:`~ebm_lightning.chains.initial.initial_points`, or ``size`` is not a multiple of
+                ``num_classes``.
+            RuntimeError: ``initial`` is not fitted yet.
         """
-        if self.start is not None and isinstance(support, Binary):
-            raise ValueError(
-                f"'start' should be None on Binary, whose points have nothing between them, got "
-                f"{type(self.start).__name__}. Drop it, or use a Box."
-            )
         if num_classes is not None and self.size % num_classes:
             raise ValueError(
                 f"'size' should be a multiple of the {num_classes} classes for class-conditional chains, "
@@ -70,14 +64,14 @@ class ReplayBuffer(Chains):
 
     @property
     def x(self) -> Tensor:
-        """All chains, shape (size, *shape). To look at: drawing and storing is what moves them."""
+        """All chains, shape (size, *shape). Read only: ``draw`` and ``store`` update them."""
         if self._x is None:
             raise RuntimeError("This ReplayBuffer has no chains yet. Call 'setup(support)' first; 'fit' does it.")
         return self._x
 
     @property
     def age(self) -> Tensor:
-        """How often each slot was stored since its chain last started anew, shape (size,)."""
+        """How often each slot was stored since its chain was last reinitialized, shape (size,)."""
         if self._age is None:
             raise RuntimeError("This ReplayBuffer has no chains yet. Call 'setup(support)' first; 'fit' does it.")
         return self._age
@@ -89,18 +83,18 @@ class ReplayBuffer(Chains):
         generator: torch.Generator | None = None,
         data: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Starts (n, *shape) and their slots (n,), all different.
+        """Initial points, shape (n, *shape), and their slots, shape (n,), which are all different.
 
         Raises:
-            ValueError: More chains are asked for than there are, of some class or in all, or ``labels`` are given to
-                a buffer that has no classes, or not given to one that has.
+            ValueError: The buffer has fewer than ``n`` chains, or a class has fewer than its labels need. Or ``labels``
+                are given without class-conditional chains, or missing with them.
         """
         index = self._slots(n, generator) if labels is None else self._slots_of(labels, generator)
         x = self.x[index]
-        restart = torch.rand(n, generator=generator, device=x.device) < self.reinit_prob
+        reinit = torch.rand(n, generator=generator, device=x.device) < self.reinit_prob
         fresh = self._fresh(n, labels, generator, x.device)
-        self.age[index] = self.age[index].masked_fill(restart, 0)
-        return torch.where(restart.view(-1, *[1] * (x.ndim - 1)), fresh, x), index
+        self.age[index] = self.age[index].masked_fill(reinit, 0)
+        return torch.where(reinit.view(-1, *[1] * (x.ndim - 1)), fresh, x), index
 
     def store(self, index: Tensor | None, x: Tensor) -> None:
         if index is None:
@@ -108,7 +102,7 @@ class ReplayBuffer(Chains):
         self.x[index] = x.detach().to(self.x.dtype)
         self.age[index] += 1
 
-    def restart(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:
+    def reinitialize(self, index: Tensor | None, generator: torch.Generator | None = None) -> None:
         if index is not None:
             self.x[index] = self._fresh(len(index), self._labels(index), generator, self.x.device)
             self.age[index] = 0
@@ -117,7 +111,7 @@ class ReplayBuffer(Chains):
         return {"x": self.x.clone(), "age": self.age.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back chains of the same number and shape, onto the device of the present ones.
+        """Restore chains, on the device of the current ones.
 
         Raises:
             ValueError: The number or shape of the chains differs.
@@ -129,38 +123,39 @@ class ReplayBuffer(Chains):
             )
         self._x, self._age = state["x"].to(self.x), state["age"].to(self.age)
 
-    def deal(self, shares: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Take this rank's share of a saved run's chains: each chain of it goes to one rank, with its age and class.
+    def load_sharded(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Restore this rank's part of a saved run: each saved chain goes to one rank, with its age and class.
 
-        On as many ranks as before each takes back its own. On another number the chains are dealt out in turn, those of
-        one class staying that class's. A share larger than ``size`` enlarges the buffer; what a smaller one leaves free
-        keeps the fresh chains of :meth:`setup`. So 2 ranks of 21 chains make 1 of 42, or 4 of which 42 slots go on.
+        With the same number of ranks, each rank restores its chains. With another number, the saved chains are
+        distributed round-robin, and each keeps its class. A rank that gets more than ``size`` chains enlarges its
+        buffer; a rank that gets fewer keeps the new chains of :meth:`setup` in the remaining slots. For example, 2
+        ranks with 21 chains become 1 rank with 42, or 4 ranks with 21 of which 42 in total are restored.
 
         Raises:
             ValueError: The chains have another shape, or were saved for another number of classes.
         """
         shape, group = self.x.shape[1:], self.num_classes or 1
-        for share in shares:
-            if share["x"].shape[1:] != shape or len(share["x"]) % group:
+        for state in states:
+            if state["x"].shape[1:] != shape or len(state["x"]) % group:
                 raise ValueError(
-                    f"'chains' should go on with chains of shape {tuple(shape)} in multiples of {group}, got a "
-                    f"checkpoint with {tuple(share['x'].shape)}. Use the 'support' and 'num_classes' that were saved."
+                    f"'chains' should have shape {tuple(shape)} and be in multiples of {group}, got a checkpoint with "
+                    f"{tuple(state['x'].shape)}. Use the 'support' and 'num_classes' of the run that was saved."
                 )
-        mine = shares[rank] if len(shares) == world_size else _turns(shares, group, rank, world_size)
-        kept = len(mine["x"])
-        self._x = torch.cat([mine["x"].to(self.x), self.x[kept:]])
-        self._age = torch.cat([mine["age"].to(self.age), self.age[kept:]])
+        mine = states[rank] if len(states) == world_size else _shard(states, group, rank, world_size)
+        restored = len(mine["x"])
+        self._x = torch.cat([mine["x"].to(self.x), self.x[restored:]])
+        self._age = torch.cat([mine["age"].to(self.age), self.age[restored:]])
         self.size = len(self._x)
 
     def _fresh(
         self, n: int, labels: Tensor | None, generator: torch.Generator | None, device: torch.device | None
     ) -> Tensor:
-        """First places of ``n`` chains, in the support."""
+        """Initial points of ``n`` new chains, inside the support."""
         assert self.support is not None
-        return first_places(self.start, self.support, n, labels, generator, device)
+        return initial_points(self.initial, self.support, n, labels, generator, device)
 
     def _labels(self, slots: Tensor) -> Tensor | None:
-        """The classes that own ``slots``, where chains have one."""
+        """The classes that own ``slots``; None without classes."""
         return None if self.num_classes is None else slots % self.num_classes
 
     def _slots(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -171,7 +166,7 @@ class ReplayBuffer(Chains):
         return torch.randperm(self.size, generator=generator, device=self.x.device)[:n]
 
     def _slots_of(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-        """For each label a slot of that class: the i-th chain of a class takes the i-th of its shuffled slots."""
+        """A slot for each label: the i-th chain of a class gets the i-th of the shuffled slots of that class."""
         if self.num_classes is None:
             raise ValueError("'labels' should be None: this buffer was set up without 'num_classes'.")
         per_class = self.size // self.num_classes
@@ -182,13 +177,13 @@ class ReplayBuffer(Chains):
                 f"got {per_class} for each of {self.num_classes} classes. Enlarge it."
             )
         order = torch.rand(per_class, self.num_classes, generator=generator, device=self.x.device).argsort(0)
-        turn = counts.gather(1, labels[:, None]).squeeze(1) - 1
-        return order[turn, labels] * self.num_classes + labels
+        rank = counts.gather(1, labels[:, None]).squeeze(1) - 1  # among the chains of its class
+        return order[rank, labels] * self.num_classes + labels
 
 
-def _turns(shares: list[dict[str, Any]], group: int, rank: int, world_size: int) -> dict[str, Tensor]:
-    """Every ``world_size``-th row of ``group`` slots, one slot of each class, from ``rank`` on."""
+def _shard(states: list[dict[str, Any]], group: int, rank: int, world_size: int) -> dict[str, Tensor]:
+    """Every ``world_size``-th row of ``group`` slots (one slot of each class), starting with row ``rank``."""
     return {
-        name: torch.cat([share[name].unflatten(0, (-1, group)) for share in shares])[rank::world_size].flatten(0, 1)
+        name: torch.cat([state[name].unflatten(0, (-1, group)) for state in states])[rank::world_size].flatten(0, 1)
         for name in ("x", "age")
     }

@@ -2,11 +2,11 @@
 
 from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.compute import Compute
+from ebm_lightning.samplers.freeze import eval_mode, frozen
 from ebm_lightning.samplers.gibbs import BlockGibbs
 from ebm_lightning.samplers.gradient import value_and_gradient
 from ebm_lightning.samplers.hmc import GHMC, HMC, MALA
 from ebm_lightning.samplers.pyld import PYLD
-from ebm_lightning.samplers.quiet import eval_mode, quiet
 from ebm_lightning.samplers.sgld import SGLD
 
 __all__ = [
@@ -20,6 +20,6 @@ __all__ = [
     "Sampler",
     "State",
     "eval_mode",
-    "quiet",
+    "frozen",
     "value_and_gradient",
 ]

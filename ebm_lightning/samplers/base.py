@@ -1,7 +1,7 @@
-"""What every kernel shares: the call."""
+"""Base class of samplers and the state of their chains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,18 +10,26 @@ from torch import Tensor
 
 from ebm_lightning.energies import Energy
 from ebm_lightning.samplers.compute import Compute
-from ebm_lightning.samplers.quiet import quiet
+from ebm_lightning.samplers.freeze import frozen
 from ebm_lightning.supports import Euclidean, Support
+
+Progress = Callable[[Iterable[int]], Iterable[int]]
+"""Wraps an iterable to show a progress bar, such as ``tqdm.tqdm``."""
+
+
+AS_GIVEN = Compute()  # the precision and layout of the surrounding code
 
 
 class State(NamedTuple):
-    """Where chains are after one step.
+    """N chains after one step of any kernel.
 
     Attributes:
-        x: Positions, shape (N, *shape), detached.
-        energy: Energies before the step, shape (N,).
-        gradient: Gradient of each chain's energy before the step, shape (N, *shape).
-        accepted: Whether each chain's move was accepted, shape (N,), bool; None for a kernel that accepts all.
+        x: Positions after the step, shape (N, *shape), detached.
+        energy: Energies at the positions before the step, shape (N,). Energies after the step would cost one more
+            evaluation.
+        gradient: Gradients of the energy at the positions before the step, broadcastable to (N, *shape). 0 for
+            :class:`BlockGibbs`, which does not compute them.
+        accepted: Whether each chain accepted the step, shape (N,), bool. None for kernels without acceptance.
     """
 
     x: Tensor
@@ -31,24 +39,25 @@ class State(NamedTuple):
 
 
 class Sampler(ABC):
-    """A Markov kernel applied ``steps`` times to N independent chains.
+    """A Markov kernel that is applied ``steps`` times to N independent chains.
 
-    Works in training, under ``no_grad`` and in Lightning's inference mode. The energy's modules are in eval mode and
-    frozen while a step runs, and then as they were; the global random state is untouched if ``generator`` is given.
+    Works in training, under ``no_grad`` and in inference mode. During a step the modules behind the energy are in eval
+    mode and frozen; their mode and ``requires_grad`` flags are restored afterwards. The global random state does not
+    change if ``generator`` is given.
     """
 
     steps: int
 
     @property
     def implied_temperature(self) -> float:
-        """T of the law exp(-E / T) that the chains aim at."""
+        """T of the target distribution exp(-E / T)."""
         return 1.0
 
     @abstractmethod
     def transitions(
         self, energy: Energy, x: Tensor, support: Support, generator: torch.Generator | None
     ) -> Iterator[State]:
-        """The chains after each of the ``steps`` steps: the one method that a kernel writes."""
+        """Yield the chains after each of the ``steps`` steps. Subclasses implement this method."""
 
     def trajectory(
         self,
@@ -59,16 +68,16 @@ class Sampler(ABC):
         generator: torch.Generator | None = None,
         compute: Compute | None = None,
     ) -> Iterator[State]:
-        """Like the call, but yields the state after every step.
+        """Yield the state after every step.
 
         Arguments:
             energy: Maps (N, *shape) to (N,). For E(x, y) pass ``functools.partial(energy, y=y)``.
-            x: Starts of the chains, shape (N, *shape). Not changed.
-            support: The domain that chains stay in; all of R^D by default.
+            x: Initial points of the chains, shape (N, *shape). Not modified.
+            support: Domain of the chains. R^D by default.
             generator: Source of all randomness, on the device of ``x``.
-            compute: Precision, layout and compilation; by default as the energy and its surroundings have it.
+            compute: Precision, memory layout and compilation. By default those of the caller.
         """
-        transitions = self.transitions(energy, _own(x), support or Euclidean(), generator)
+        transitions = self.transitions(energy, _copied(x), support or Euclidean(), generator)
         while True:
             with _prepared(energy, x.device, compute):
                 state = next(transitions, None)
@@ -85,7 +94,7 @@ class Sampler(ABC):
         generator: torch.Generator | None = None,
         compute: Compute | None = None,
     ) -> Tensor:
-        """The chains after all steps, shape (N, *shape), detached. Arguments as for :meth:`trajectory`."""
+        """The positions after all steps, shape (N, *shape), detached. Arguments as for :meth:`trajectory`."""
         return self.run(energy, x, support=support, generator=generator, compute=compute).x
 
     def run(
@@ -97,25 +106,25 @@ class Sampler(ABC):
         generator: torch.Generator | None = None,
         compute: Compute | None = None,
     ) -> State:
-        """Like the call, but returns all that is known of the last step."""
+        """The state after all steps. Arguments as for :meth:`trajectory`."""
         with _prepared(energy, x.device, compute):
-            for state in self.transitions(energy, _own(x), support or Euclidean(), generator):
+            for state in self.transitions(energy, _copied(x), support or Euclidean(), generator):
                 last = state
         return last
 
-    def shortened(self, factor: float) -> "Sampler":
-        """The same kernel, aimed at the same law, with its step ``factor`` times as long."""
-        raise NotImplementedError(f"{type(self).__name__} has no step that could be shortened.")
+    def scale_step(self, factor: float) -> "Sampler":
+        """The same kernel with the same target, and its step size multiplied by ``factor``."""
+        raise NotImplementedError(f"{type(self).__name__} has no step size.")
 
 
 @contextmanager
 def _prepared(energy: Energy, device: torch.device, compute: Compute | None) -> Iterator[None]:
-    """What a step needs around it: the model quiet and set up, and no graph but that of the gradient in x."""
-    with quiet(energy), torch.inference_mode(False), torch.no_grad(), (compute or Compute()).applied(energy, device):
+    """Set up a step: modules frozen and in eval mode, ``compute`` applied, and a graph only for the gradient in x."""
+    with frozen(energy), torch.inference_mode(False), torch.no_grad(), (compute or AS_GIVEN).applied(energy, device):
         yield
 
 
-def _own(x: Tensor) -> Tensor:
-    """A float32 (or better) copy of ``x`` that autograd may use, also if inference mode made ``x``."""
+def _copied(x: Tensor) -> Tensor:
+    """A copy of ``x`` in float32 or better that autograd accepts, also if ``x`` was created in inference mode."""
     with torch.inference_mode(False):
         return x.clone().detach() if x.dtype == torch.float64 else x.detach().clone().float()

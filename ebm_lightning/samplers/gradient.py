@@ -1,4 +1,4 @@
-"""Each chain's energy and its gradient in x: operation by operation, or as one compiled graph."""
+"""The energy of each chain and its gradient in x, eager or compiled."""
 
 import functools
 import warnings
@@ -10,10 +10,9 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from ebm_lightning.energies import Energy
-from ebm_lightning.samplers.quiet import modules_of
+from ebm_lightning.samplers.freeze import modules_of
 
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 _chunk: ContextVar[int | None] = ContextVar("chunk", default=None)
@@ -21,10 +20,10 @@ _refused: "WeakSet[nn.Module]" = WeakSet()
 
 
 def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each chain's energy (N,) and its gradient in x (N, *shape), both detached.
+    """The energy of each chain, shape (N,), and its gradient in x, shape (N, *shape), both detached.
 
-    The gradient is of the batch sum, so that a chain does not depend on how many run beside it. Weights that are
-    frozen, as samplers have them, cost nothing here.
+    The gradient is that of the batch sum, so that a chain does not depend on the number of chains. Samplers freeze the
+    parameters first, so that their gradients are not computed.
     """
     chunk = _chunk.get()
     if chunk is not None and len(x) > chunk and modules_of(energy):
@@ -38,7 +37,7 @@ def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         value = energy(x)
         scaled = _in_float16(x)
-        # Each operation's backward pass is in its own precision; under autocast, those in float32 would lose it.
+        # Autocast would also lower the precision of the backward pass of those operations that ran in float32.
         with torch.autocast(x.device.type, enabled=False):
             gradient = _scaled_gradient(value.sum(), x) if scaled else torch.autograd.grad(value.sum(), x)[0]
     return value.detach(), gradient
@@ -46,7 +45,7 @@ def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def evaluating(compiled: bool, chunk_size: int | None) -> Iterator[None]:
-    """How :func:`value_and_gradient` takes energies of modules: compiled or not, and how many chains at a time."""
+    """Set how :func:`value_and_gradient` evaluates modules: compiled or not, and how many chains at a time."""
     tokens = _compiling.set(compiled), _chunk.set(chunk_size)
     try:
         yield
@@ -60,15 +59,17 @@ def _slices(n: int, size: int) -> list[slice]:
 
 
 def _rows(energy: Any, rows: slice, n: int) -> Energy:
-    """The energy of some of ``n`` chains: labels that are tied to it, one for each chain, are those of the rows."""
+    """The energy of a slice of ``n`` chains: bound tensors with one entry per chain, such as labels, are sliced too."""
     if not isinstance(energy, functools.partial):
         return energy
-    own = {k: v[rows] if isinstance(v, Tensor) and v.shape[:1] == (n,) else v for k, v in energy.keywords.items()}
-    return functools.partial(_rows(energy.func, rows, n), *energy.args, **own)
+    keywords = {k: v[rows] if isinstance(v, Tensor) and v.shape[:1] == (n,) else v for k, v in energy.keywords.items()}
+    return functools.partial(_rows(energy.func, rows, n), *energy.args, **keywords)
 
 
 def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The same from one graph; None, with a warning the first time, where there can be none."""
+    """Value and gradient from one compiled graph. None if compilation is impossible, with a warning the first time."""
+    from torch._dynamo.exc import TorchDynamoException  # takes about a second, so only if something is compiled
+
     modules = modules_of(energy)
     if modules and modules[0] in _refused:
         return None
@@ -78,7 +79,7 @@ def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor] | None:
         function, keywords = function.func, function.keywords | keywords
     if not modules or isinstance(function, functools.partial):
         warnings.warn(
-            f"'compile' needs a module or its method as the energy, got {energy}: it runs as it is.", stacklevel=2
+            f"'compile' needs a module or its method as the energy, got {energy}. It runs uncompiled.", stacklevel=2
         )
         return None
     try:
@@ -88,7 +89,7 @@ def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor] | None:
         reason = str(error).strip().splitlines()[0]
         warnings.warn(
             f"'compile' failed for {type(modules[0]).__name__} ({type(error).__name__}: {reason}). Its chains run "
-            "uncompiled, which changes their speed alone. Set compile=False to silence this.",
+            "uncompiled, which only affects speed. Set compile=False to silence this warning.",
             stacklevel=2,
         )
         return None
@@ -113,10 +114,10 @@ def _in_float16(x: Tensor) -> bool:
 
 
 def _scaled_gradient(total: Tensor, x: Tensor) -> Tensor:
-    """The gradient by way of larger ones: inside a float16 network those below 6e-8 would be 0.
+    """The gradient of a float16 network with loss scaling, since gradients below 6e-8 would underflow to 0.
 
-    Lightning's gradient scaler knows of the weights' gradients alone. The scale is the largest of a few powers of 2
-    with which nothing overflows; it changes no digit, so a chain still does not depend on those beside it.
+    Lightning's gradient scaler only handles gradients of parameters. The scale is the largest of a few powers of 2
+    without overflow. A power of 2 changes no digits, so a chain still does not depend on the other chains.
     """
     for scale in (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0):
         (gradient,) = torch.autograd.grad(total, x, torch.full_like(total, scale), retain_graph=True)

@@ -1,4 +1,4 @@
-"""Stochastic gradient Langevin dynamics with the noise set apart from the step: the sampler of JEM."""
+"""Stochastic gradient Langevin dynamics (SGLD), the sampler of JEM."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ebm_lightning.checks import check_integer, check_number
 from ebm_lightning.energies import Energy
 from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.gradient import value_and_gradient
@@ -15,13 +16,14 @@ from ebm_lightning.supports import Support
 
 @dataclass(frozen=True)
 class SGLD(Sampler):
-    r"""Unadjusted Langevin steps at a temperature of their own.
+    r"""Unadjusted Langevin dynamics with separate step size and noise.
 
     .. math:: x_{k+1} = x_k - \epsilon \nabla E(x_k) + s \xi_k, \qquad \xi_k \sim N(0, I)
 
-    As the step goes to 0 the law tends to exp(-E / T) with T = s^2 / (2 epsilon), see :attr:`implied_temperature`.
-    JEM's numbers (step 1, noise 0.01) give T = 5e-5: nearly gradient descent, not samples of p(x). Without acceptance
-    the step leaves a bias, so this kernel is not accepted for log Z.
+    As the step size goes to 0, the stationary distribution tends to exp(-E / T) with T = s^2 / (2 epsilon), see
+    :attr:`implied_temperature`. JEM's settings (step 1, noise 0.01) give T = 5e-5: nearly gradient descent, not samples
+    from p(x). A finite step size causes a bias, because steps are never rejected. Estimators of log Z therefore do not
+    accept this kernel.
 
     References:
         Welling & Teh, Bayesian learning via stochastic gradient Langevin dynamics, 2011.
@@ -29,16 +31,16 @@ class SGLD(Sampler):
 
     Arguments:
         step_size: epsilon, in squared units of x per unit of energy.
-        noise_std: s, in units of x. Either this or ``temperature``.
+        noise_std: s, in units of x. Give either this or ``temperature``.
         steps: Steps per call.
-        temperature: T; sets s = sqrt(2 epsilon T). 1 if neither is given.
-        max_gradient: Clamps each component of the gradient to [-max_gradient, max_gradient] (JEM++ uses 1). The law
+        temperature: T, which sets s = sqrt(2 epsilon T). 1 if neither is given.
+        max_gradient: Clamps each component of the gradient to [-max_gradient, max_gradient] (JEM++ uses 1). The target
             is then no longer exp(-E / T).
-        boundary: How a step that leaves the support comes back: "reflect", or "clamp" (JEM++), which piles mass up on
-            the walls.
+        boundary: What happens to a step that leaves the support: "reflect", or "clamp" (JEM++), which accumulates mass
+            on the walls.
 
     Raises:
-        ValueError: A negative number, no steps, or both ``noise_std`` and ``temperature``.
+        ValueError: A number is out of range, or ``noise_std`` and ``temperature`` are both given.
     """
 
     step_size: float = 1.0
@@ -49,51 +51,47 @@ class SGLD(Sampler):
     boundary: Literal["reflect", "clamp"] = "reflect"
 
     def __post_init__(self) -> None:
-        if not self.step_size > 0:
-            raise ValueError(f"'step_size' should be positive, got {self.step_size}.")
-        if self.steps < 1:
-            raise ValueError(f"'steps' should be at least 1, got {self.steps}.")
+        check_number("step_size", self.step_size, above=0)
+        check_integer("steps", self.steps, at_least=1)
+        check_number("noise_std", self.noise_std, at_least=0, optional=True)
+        check_number("temperature", self.temperature, at_least=0, optional=True)
+        check_number("max_gradient", self.max_gradient, above=0, optional=True)
         if self.noise_std is not None and self.temperature is not None:
             raise ValueError(
                 f"'noise_std' and 'temperature' should not both be given, got {self.noise_std} and "
-                f"{self.temperature}. Drop one: they are tied by temperature = noise_std^2 / (2 step_size)."
+                f"{self.temperature}. Drop one: temperature = noise_std^2 / (2 step_size)."
             )
-        for name in ("noise_std", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"'{name}' should be 0 or positive, got {value}.")
-        if self.max_gradient is not None and not self.max_gradient > 0:
-            raise ValueError(f"'max_gradient' should be positive or None, got {self.max_gradient}.")
         if self.boundary not in ("reflect", "clamp"):
             raise ValueError(f"'boundary' should be 'reflect' or 'clamp', got {self.boundary!r}.")
 
     @classmethod
     def jem(cls, steps: int = 20) -> "SGLD":
-        """The numbers of the JEM paper for images in [-1, 1]: step 1, noise 0.01, so T = 5e-5."""
+        """The settings of the JEM paper for images in [-1, 1]: step 1 and noise 0.01, so T = 5e-5."""
         return cls(step_size=1.0, noise_std=0.01, steps=steps)
 
     @classmethod
     def langevin(cls, step_size: float = 0.005, temperature: float = 1.0, steps: int = 40) -> "SGLD":
-        """Langevin dynamics proper: the noise follows from the temperature, 0.1 at step 0.005 and temperature 1.
+        """Langevin dynamics with the noise set by the temperature: 0.1 at step 0.005 and temperature 1.
 
-        No energy whose curvature passes 2 / ``step_size`` can be followed: the step wants to be below the variance
-        of the sharpest direction in the data. Train with ``energy_l2``, or take a :class:`DivergenceGuard`.
+        Chains diverge where the curvature of the energy exceeds 2 / ``step_size``, so the step size should be below
+        the smallest variance of the data along any direction. Train with ``energy_l2``, or use a
+        :class:`~ebm_lightning.DivergenceGuard`.
         """
         return cls(step_size=step_size, temperature=temperature, steps=steps)
 
     @property
     def noise(self) -> float:
-        """s, however it was given."""
+        """s, given directly or by the temperature."""
         if self.noise_std is not None:
             return self.noise_std
         return (2 * self.step_size * (1.0 if self.temperature is None else self.temperature)) ** 0.5
 
     @property
     def implied_temperature(self) -> float:
-        """T = s^2 / (2 epsilon): the chains aim at exp(-E / T)."""
+        """T = s^2 / (2 epsilon). The target is exp(-E / T)."""
         return self.noise**2 / (2 * self.step_size)
 
-    def shortened(self, factor: float) -> "SGLD":
+    def scale_step(self, factor: float) -> "SGLD":
         noise_std = None if self.noise_std is None else self.noise_std * factor**0.5
         return replace(self, step_size=self.step_size * factor, noise_std=noise_std)
 

@@ -1,20 +1,22 @@
-"""What every domain of x offers.
+"""Base class of supports: a domain of x with a reference density q on it.
 
-A joint energy model is p(x, y) = q(x) exp(f(x)[y]) / Z. The support states q, starts chains and keeps them inside.
+A joint energy model is p(x, y) = q(x) exp(f(x)[y]) / Z. The support defines q and keeps chains inside the domain.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
+from ebm_lightning.supports.density import Density, zero_gradient
 
-class Support(ABC):
-    """A domain with a reference density q on it.
+
+class Support(Density):
+    """A domain of x with a reference density q on it. If q has finite mass, q / mass is a :class:`Density`.
 
     Attributes:
-        shape: Shape of one x, without the batch; ``None`` where any shape is taken.
+        shape: Shape of one x, without the batch dimension. None accepts any shape.
         log_mass: Log of the integral of q, in nats.
     """
 
@@ -26,28 +28,42 @@ class Support(ABC):
 
     @abstractmethod
     def log_q(self, x: Tensor) -> Tensor:
-        """log q(x), shape (N,), in nats."""
+        """log q(x), shape (N,), in nats. -inf outside the domain."""
 
-    @abstractmethod
-    def sample(
-        self, n: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
-    ) -> Tensor:
-        """``n`` draws from q / mass, shape (n, *shape), float32, on the generator's device if it has one."""
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log of the normalized q, shape (N,), float64, in nats.
+
+        Raises:
+            ValueError: q has infinite mass.
+        """
+        if self.log_mass == math.inf:
+            raise infinite_mass(self)
+        return self.log_q(x).double() - self.log_mass
+
+    def log_prob_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As for :class:`Density`. If q is constant, ``x`` is assumed to be in the domain, which chains never leave."""
+        if not self.constant:
+            return super().log_prob_and_gradient(x)
+        return torch.full((len(x),), -self.log_mass, dtype=torch.float64, device=x.device), zero_gradient(x)
 
     def reflect(self, x: Tensor) -> Tensor:
-        """``x`` folded back into the domain as by mirrors on its walls; volume-preserving, so exact kernels use it."""
+        """``x`` reflected at the walls of the domain. Reflection preserves volume, so exact kernels can use it."""
         return x
 
     def bounce(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` reflected, and the sign by which each component of a momentum turns, broadcastable to x."""
+        """``x`` reflected, and the factor 1 or -1 for each component of the momentum, broadcastable to ``x``."""
         return self.reflect(x), torch.ones((), dtype=x.dtype, device=x.device)
 
     def clamp(self, x: Tensor) -> Tensor:
-        """``x`` moved to the nearest point of the domain. Mass piles up on the walls: for training presets only."""
+        """The nearest point of the domain. Exact kernels do not use it, because mass accumulates on the walls."""
         return x
 
     def check(self, x: Tensor, name: str = "x") -> None:
-        """Raises ValueError, with the remedy, unless ``x`` is a finite batch of this shape inside the domain."""
+        """Check that ``x`` is a finite batch of the right shape inside the domain.
+
+        Raises:
+            ValueError: It is not. The message contains a remedy.
+        """
         if not torch.is_floating_point(x):
             raise ValueError(f"'{name}' should be a floating point tensor, got {x.dtype}. Scale it and call .float().")
         if self.shape is not None and x.shape[1:] != self.shape:
@@ -59,10 +75,9 @@ class Support(ABC):
             raise ValueError(f"'{name}' should be finite, got {int((~x.isfinite()).sum())} NaN or infinite values.")
 
 
-def log_indicator(inside: Tensor, dtype: torch.dtype) -> Tensor:
-    """Log of the density that is 1 in the rows that are ``inside`` and 0 in the others, shape (N,)."""
-    return torch.zeros(inside.shape, dtype=dtype, device=inside.device).masked_fill(~inside, -math.inf)
-
-
-def device_of(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device | str | None:
-    return generator.device if generator is not None and device is None else device
+def infinite_mass(support: Support) -> ValueError:
+    """The error for a reference density that cannot be normalized."""
+    return ValueError(
+        f"'support' should have finite mass, got {type(support).__name__}. Use a Box or Gaussian support, give it a "
+        "'reference', or pass a 'proposal' such as Normal.fit(data) for log Z, or DataInit() for chains."
+    )

@@ -7,25 +7,28 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ebm_lightning.supports.base import Support, device_of, log_indicator
+from ebm_lightning.supports.base import Support
+from ebm_lightning.supports.density import device_of
 
 
 @dataclass(frozen=True)
 class Binary(Support):
-    r"""The corners {0, 1}^D, each with weight 1.
+    r"""The corners {0, 1}^D of the unit cube, each with weight 1.
 
     .. math:: q(x) = 1 \text{ for } x \in \{0, 1\}^D, \text{ else } 0
 
-    Nothing lies between two corners, so chains move by Gibbs alone: kernels that follow a gradient are refused.
+    The domain is discrete, so gradient-based kernels raise an error. Use :class:`~ebm_lightning.samplers.BlockGibbs`.
 
     Arguments:
         shape: Shape of one x.
-        probabilities: Take data in [0, 1] too, each the probability of a unit that is on, in place of draws of it.
-            That is what Larochelle & Bengio (2008) do with grey pixels; the density then is not one of images.
+        probabilities: Also accept data in [0, 1]: each value is the probability that a unit is 1, in place of a sample
+            of that unit. Larochelle & Bengio (2008) treat gray pixels in this way. The model is then not a density of
+            gray images.
     """
 
     shape: tuple[int, ...]
     probabilities: bool = False
+    constant = True
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
 
@@ -37,23 +40,28 @@ class Binary(Support):
         return math.prod(self.shape) * math.log(2)
 
     def contains(self, x: Tensor) -> Tensor:
-        """Which rows of ``x`` lie in the domain, shape (N,), bool."""
+        """Whether each row of ``x`` is in the domain, shape (N,), bool."""
         inside = (x >= 0) & (x <= 1) if self.probabilities else (x == 0) | (x == 1)
         return inside.flatten(1).all(1)
 
     def log_q(self, x: Tensor) -> Tensor:
-        return log_indicator(self.contains(x), x.dtype)
+        return x.new_zeros(len(x)).masked_fill(~self.contains(x), -math.inf)
 
     def sample(
-        self, n: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
     ) -> Tensor:
         u = torch.rand((n, *self.shape), generator=generator, device=device_of(generator, device))
         return (u < 0.5).float()
 
     def reflect(self, x: Tensor) -> Tensor:
         raise ValueError(
-            "'sampler' should be BlockGibbs on Binary, whose points have nothing between them, got a kernel that moves "
-            "by steps. Use BlockGibbs(), rbm_ais for log Z, or a Box for continuous data."
+            "'sampler' should be BlockGibbs on Binary, which is discrete, got a kernel that moves continuously. "
+            "Use BlockGibbs(), rbm_ais for log Z, or a Box for continuous data."
         )
 
     clamp = reflect
@@ -64,14 +72,14 @@ class Binary(Support):
             low, high = (v.item() for v in torch.aminmax(x.detach()))
             wanted = "in [0, 1]" if self.probabilities else "0 or 1"
             raise ValueError(
-                f"'{name}' should be {wanted}, got values in [{low:.4g}, {high:.4g}]. {_binarise(low, high)}"
+                f"'{name}' should be {wanted}, got values in [{low:.4g}, {high:.4g}]. {_binarize(low, high)}"
             )
 
 
-def _binarise(low: float, high: float) -> str:
+def _binarize(low: float, high: float) -> str:
     if low >= 0 and high <= 1:
         return (
-            "These look like grey pixels: draw torch.bernoulli(x) anew for each batch, or take them as probabilities "
-            "with Binary(shape, probabilities=True)."
+            "These look like gray pixels: draw a new torch.bernoulli(x) for each batch, or use the values as "
+            "probabilities with Binary(shape, probabilities=True)."
         )
     return "Scale the data to [0, 1] and draw torch.bernoulli(x), or use Gaussian(mean, std, shape) for real numbers."

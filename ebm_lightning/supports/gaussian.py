@@ -1,4 +1,4 @@
-"""A normalised Gaussian reference on all of R^D."""
+"""R^D with a normalized Gaussian reference density."""
 
 import math
 from dataclasses import dataclass
@@ -6,18 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebm_lightning.supports.base import Support, device_of
+from ebm_lightning.supports.base import Support
+from ebm_lightning.supports.density import device_of
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(Support):
-    r"""R^D with a normalised diagonal Gaussian reference: the classifier tilts it.
+    r"""R^D with a normalized diagonal Gaussian reference density.
 
     .. math:: q(x) = \prod_d N(x_d; mean_d, std_d^2)
 
     Arguments:
         mean: Mean, a number or a tensor that broadcasts to ``shape``.
-        std: Standard deviation, likewise, positive.
+        std: Standard deviation, positive, a number or a tensor that broadcasts to ``shape``.
         shape: Shape of one x.
 
     Raises:
@@ -39,18 +40,23 @@ class Gaussian(Support):
 
     def log_q(self, x: Tensor) -> Tensor:
         constant = (torch.as_tensor(self.std).to(x).log() + 0.5 * math.log(2 * math.pi)).expand(self.shape).sum()
-        return -0.5 * self.standardise(x).square().flatten(1).sum(1) - constant
+        return -0.5 * self.standardize(x).square().flatten(1).sum(1) - constant
 
     def sample(
-        self, n: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
     ) -> Tensor:
         z = torch.randn((n, *self.shape), generator=generator, device=device_of(generator, device))
-        return self.destandardise(z)
+        return self.destandardize(z)
 
-    def standardise(self, x: Tensor) -> Tensor:
+    def standardize(self, x: Tensor) -> Tensor:
         """(x - mean) / std."""
         return (x - torch.as_tensor(self.mean).to(x)) / torch.as_tensor(self.std).to(x)
 
-    def destandardise(self, z: Tensor) -> Tensor:
+    def destandardize(self, z: Tensor) -> Tensor:
         """mean + std z."""
         return torch.as_tensor(self.mean).to(z) + torch.as_tensor(self.std).to(z) * z

@@ -1,4 +1,4 @@
-"""Leaving no trace on the modules behind an energy: eval mode and frozen weights, each then as it was."""
+"""Temporarily set the modules behind an energy to eval mode and freeze their parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(energy: Any) -> Iterator[None]:
-    """The energy's modules in eval mode, each put back as it was (a frozen batch norm stays frozen)."""
+    """Set the modules behind ``energy`` to eval mode. Those that were in training mode return to it on exit."""
     trained = [module for module in modules_of(energy) if module.training]
     for module in trained:
         module.training = False
@@ -21,21 +21,21 @@ def eval_mode(energy: Any) -> Iterator[None]:
 
 
 @contextmanager
-def quiet(energy: Any) -> Iterator[None]:
-    """The energy's modules in eval mode and its parameters frozen, each put back as it was."""
-    learnt = [p for module in modules_of(energy) for p in module.parameters(recurse=False) if p.requires_grad]
+def frozen(energy: Any) -> Iterator[None]:
+    """Set the modules behind ``energy`` to eval mode and freeze their parameters. Both are restored on exit."""
+    trainable = [p for module in modules_of(energy) for p in module.parameters(recurse=False) if p.requires_grad]
     with eval_mode(energy):
-        for p in learnt:
+        for p in trainable:
             p.requires_grad_(False)
         try:
             yield
         finally:
-            for p in learnt:
+            for p in trainable:
                 p.requires_grad_(True)
 
 
 def modules_of(energy: Any) -> list[nn.Module]:
-    """The modules behind an energy: a module, one of its methods, or a ``functools.partial`` of either."""
+    """All modules behind an energy that is a module, a method of one, or a ``functools.partial`` of either."""
     while not isinstance(energy, nn.Module):
         energy = getattr(energy, "func", None) or getattr(energy, "__self__", None)
         if energy is None:
