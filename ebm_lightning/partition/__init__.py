@@ -1,25 +1,21 @@
-"""The partition function Z: exact where it can be had, and estimated with an error that says how far to trust it."""
+"""The partition function Z: exact where tractable, otherwise estimated with an error and diagnostics."""
 
-from ebm_lightning.partition.ais import ais, bracket, reverse_ais
+from ebm_lightning.partition.ais import ais
+from ebm_lightning.partition.bidirectional import bracket, reverse_ais
+from ebm_lightning.partition.enumeration import enumerate_log_z, rbm_class_log_z, rbm_log_z, sweep_matrix
 from ebm_lightning.partition.exact import exact_log_z, quadrature
 from ebm_lightning.partition.laplace import laplace_log_z
 from ebm_lightning.partition.log_z import LogZ
-from ebm_lightning.partition.physics import Ising, boltzmann, unit_mean
-from ebm_lightning.partition.proposals import Normal, Proposal, Reference
-from ebm_lightning.partition.rbm import classification_rbm_ais, rbm_ais
-from ebm_lightning.partition.states import enumeration, rbm_class_log_z, rbm_log_z, sweep_matrix
+from ebm_lightning.partition.proposals import Normal
+from ebm_lightning.partition.rbm_ais import classification_rbm_ais, rbm_ais
 
 __all__ = [
-    "Ising",
     "LogZ",
     "Normal",
-    "Proposal",
-    "Reference",
     "ais",
-    "boltzmann",
     "bracket",
     "classification_rbm_ais",
-    "enumeration",
+    "enumerate_log_z",
     "exact_log_z",
     "laplace_log_z",
     "quadrature",
@@ -28,5 +24,4 @@ __all__ = [
     "rbm_log_z",
     "reverse_ais",
     "sweep_matrix",
-    "unit_mean",
 ]

@@ -1,189 +1,184 @@
-"""Log Z by annealed importance sampling, forward with or without resampling, and in reverse from exact samples."""
+"""log Z by annealed importance sampling, with or without resampling."""
 
-import dataclasses
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ebm_lightning.energies import Energy
-from ebm_lightning.partition.islands import EFFECTIVE_CHAINS, Progress, combine, island_sizes, run_islands
-from ebm_lightning.partition.log_z import LogZ, effective_share, log_mean_exp
-from ebm_lightning.partition.plan import Plan, Schedule, choose_path
-from ebm_lightning.partition.proposals import Proposal, Reference
-from ebm_lightning.samplers import GHMC, HMC, eval_mode, quiet
-from ebm_lightning.samplers.hmc import Tempered, hamiltonian_move
-from ebm_lightning.streams import make_generator
-from ebm_lightning.supports import Box, Support
+from ebm_lightning.checks import check_integer
+from ebm_lightning.energies import Energy, JointEnergy
+from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule
+from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
+from ebm_lightning.partition.pilot import tune_path
+from ebm_lightning.partition.proposals import checked_proposal
+from ebm_lightning.partition.rbm_ais import classification_rbm_ais
+from ebm_lightning.partition.resampling import systematic, take
+from ebm_lightning.partition.smc import Island, OneProcess, Ranks, combine, island_sizes, run_islands
+from ebm_lightning.rng import make_generator, seed_and_device
+from ebm_lightning.samplers import GHMC, HMC, eval_mode, frozen
+from ebm_lightning.samplers.base import Progress
+from ebm_lightning.supports import Binary, Box, Density, Support
 
-PILOT_CHAINS = 200
+RESAMPLE_FLOOR = 0.5
 
 
 def ais(
     energy: Energy,
     support: Support,
     *,
-    proposal: Proposal | None = None,
+    proposal: Density | None = None,
     kernel: HMC | None = None,
     temperatures: int = 250,
-    chains: int = 1000,
+    num_chains: int = 1000,
     schedule: Schedule = "adaptive",
     resample: bool = True,
     chunk_size: int | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> LogZ:
-    r"""log Z of exp(-E) on the support, with its error, by annealing from a normalised q_0.
+    r"""log Z of exp(-E) on the support, with its error, by annealing from a proposal density q_0.
 
     .. math:: \log p_\beta = (1 - \beta)^r \log q_0 - \beta E, \qquad
         \log w = \sum_t \log \frac{p_{\beta_t}(x_{t-1})}{p_{\beta_{t-1}}(x_{t-1})}, \qquad \mathbb{E}[w] = Z
 
-    A pilot picks r: 1, or 12, which lets go of q_0 early, where that makes the path hardly longer.
+    A pilot run picks the path exponent r: 1, or 12 where that makes the path at most a quarter longer. On a
+    :class:`~ebm_lightning.supports.Binary` support the energy must be that of a
+    :class:`~ebm_lightning.modules.ClassificationRBM`, which is annealed by block Gibbs from the base rates of its
+    training data (:func:`~ebm_lightning.partition.classification_rbm_ais`). There, ``kernel``, ``schedule``,
+    ``resample`` and ``chunk_size`` are not used.
 
-    Works under ``no_grad`` and in inference mode, and leaves modules and the global random state as they were. Under
-    bfloat16 it gives the log Z of the rounded model.
+    Works under ``no_grad`` and in inference mode. The state of modules and the global random state do not change.
+    Under bfloat16 the result is the log Z of the rounded model.
 
     References:
         Neal, Annealed importance sampling, 2001. https://arxiv.org/abs/physics/9803008
         Del Moral, Doucet & Jasra, Sequential Monte Carlo samplers, 2006, for ``resample``.
 
     Arguments:
-        energy: Maps (N, *shape) to (N,), the reference density in it; a JointEnergy gives per-class figures too.
-        support: The energy's domain.
-        proposal: q_0; the support's reference by default. Needed on Euclidean.
-        kernel: HMC, MALA or GHMC, the default; a pilot tunes its step size.
-        temperatures: Steps of beta.
-        chains: In all; they run in at least 10 islands, whose spread gives the error.
-        schedule: "adaptive" makes all steps equally hard as the pilot saw them.
-        resample: Resample an island when its effective share falls under one half (SMC). Still unbiased for Z.
-        chunk_size: Most chains to run at once, which bounds the memory.
-        generator: Its seed starts the islands' streams; its device is where chains run.
-        progress: Wraps the loop over all temperatures of all islands, such as ``tqdm.tqdm``.
+        energy: Maps (N, *shape) to (N,), including the reference density. A JointEnergy also gives log Z_y.
+        support: Domain of the energy.
+        proposal: q_0, any :class:`~ebm_lightning.supports.Density` on the same domain; by default the support's
+            reference density. Required on Euclidean without a reference. It should cover the model: where q_0 is
+            nearly 0, as at walls at which it vanishes, log Z can be too low without any sign in the diagnostics.
+        kernel: GHMC by default, or HMC or MALA. A pilot run tunes its step size.
+        temperatures: Number of steps of beta from 0 to 1.
+        num_chains: Total number of chains. They run in at least 10 islands, whose spread gives the error.
+        schedule: Spacing of the temperatures: "adaptive" makes all steps equally hard, "linear" equally long, and
+            "sigmoid" is dense at both ends.
+        resample: Resample an island when its relative ESS falls below one half (SMC). Z stays unbiased.
+        chunk_size: Largest number of chains to run at once; bounds the memory.
+        generator: Its seed starts the streams of the islands, its device is where chains run.
+        seed: Seed of the streams, in place of the generator's.
+        progress: Wraps this process's loop over the temperatures of its islands, such as ``tqdm.tqdm``.
+        ranks: The processes that divide the islands among them. The result is the same on all of them, and does not
+            depend on their number.
 
     Raises:
-        ValueError: Infinite mass and no proposal, fewer than 2 chains an island, no temperatures, an energy that is
-            not finite.
+        ValueError: Infinite mass and no proposal, a proposal on another domain, fewer than 2 chains per island, no
+            temperatures, or an energy that is not finite.
     """
-    kernel, proposal = kernel or GHMC(), proposal or Reference(support)
-    sizes = island_sizes(chains, chunk_size)
-    if temperatures < 1:
-        raise ValueError(f"'temperatures' should be at least 1, got {temperatures}.")
-    seed, device = stream_of(generator)
-    if not integrable(energy, support, proposal, make_generator(seed, "rays", device=device)):
+    ranks = ranks or OneProcess()
+    seed, device = _streams(seed, generator)
+    if isinstance(support, Binary):
+        _refuse_proposal(proposal)
+        rng = make_generator(seed, "rbm", device=device)
+        return classification_rbm_ais(
+            energy, temperatures=temperatures, num_chains=num_chains, generator=rng, progress=progress, ranks=ranks
+        )
+    check_integer("temperatures", temperatures, at_least=1)
+    sizes = island_sizes(num_chains, chunk_size)
+    annealing = Annealing(energy, support, checked_proposal(proposal, support), kernel or GHMC())
+    if not integrable(energy, support, annealing.proposal, make_generator(seed, "rays", device=device)):
         return LogZ(math.nan, math.nan, 0.0, integrable=False, reliable=False)
-    plan = make_plan(energy, support, proposal, kernel, temperatures, schedule, seed, device)
-    islands = run_islands(
-        energy, support, proposal, kernel, plan, dict(enumerate(sizes)), seed, device, resample, progress
-    )
-    return combine([islands[k] for k in sorted(islands)], plan, kernel, resample)
+    path = ranks.broadcast(tune_path(annealing, temperatures, schedule, seed, device))
+
+    def run(number: int, n: int, progress_iter: Iterator[int]) -> Island:
+        return anneal(
+            annealing, path, n, make_generator(seed, "island", number, device=device), resample, progress_iter
+        )
+
+    islands = run_islands(run, sizes, temperatures, ranks, progress)
+    cost = path.gradient_evaluations + num_chains * (1 + temperatures * annealing.kernel.leapfrogs)
+    return combine(islands, path.betas, resampled=resample, gradient_evaluations=cost)
 
 
-def reverse_ais(
-    energy: Energy,
-    support: Support,
-    samples: Tensor,
-    *,
-    exact: bool,
-    proposal: Proposal | None = None,
-    kernel: HMC | None = None,
-    temperatures: int = 250,
-    schedule: Schedule = "adaptive",
-    generator: torch.Generator | None = None,
-) -> LogZ:
-    r"""log Z from chains that start at ``samples`` of the model and anneal to q_0 (bidirectional Monte Carlo).
-
-    .. math:: \mathbb{E}[1 / w] = 1 / Z, \qquad \text{so } -\log \overline{1 / w} \text{ is a stochastic upper bound}
-
-    The bound holds only for exact samples. From a replay buffer, from data, or from the ends of forward chains the
-    number is wrong by as much as they are, on either side, and still looks converged: ``upper`` is then None and
-    ``reliable`` False.
-
-    References:
-        Grosse, Ghahramani & Adams, Sandwiching the marginal likelihood using bidirectional Monte Carlo, 2015.
-        https://arxiv.org/abs/1511.02543
-
-    Arguments:
-        energy, support, proposal, kernel, temperatures, schedule, generator: As for :func:`ais`.
-        samples: Shape (N, *shape), one chain each.
-        exact: Whether ``samples`` are independent exact draws of the model.
-    """
-    support.check(samples, "samples")
-    kernel, proposal = kernel or GHMC(), proposal or Reference(support)
-    seed, device = stream_of(generator)
-    plan = make_plan(energy, support, proposal, kernel, temperatures, schedule, seed, device)
-    rng = make_generator(seed, "reverse", device=device)
-    with quiet(energy), torch.inference_mode(False), torch.no_grad():
-        x = samples.to(device).clone()
-        target = Tempered(energy, proposal, 1.0, plan.release)
-        phase = target.at(x, torch.randn(x.shape, generator=rng, device=device, dtype=x.dtype))
-        log_w = torch.zeros(len(x), dtype=torch.float64, device=device)
-        steps, betas = plan.steps.to(device=device, dtype=x.dtype), plan.betas.tolist()
-        for t in range(temperatures, 0, -1):
-            target.beta = betas[t]
-            phase, _ = hamiltonian_move(target, phase, steps[t - 1], support, kernel, rng)
-            log_w = log_w - target.log_ratio(phase, betas[t - 1])
-    log_w = log_w.cpu()
-    ess = effective_share(-log_w)
-    std_err = math.sqrt(max(0.0, (1 / ess - 1) / len(x)))
-    log_z = -float(log_mean_exp(-log_w))
-    return LogZ(
-        log_z,
-        std_err,
-        ess,
-        log_w,
-        upper=log_z if exact else None,
-        reliable=exact and ess * len(x) >= EFFECTIVE_CHAINS,
-        gradient_evaluations=plan.gradient_evaluations + len(x) * (1 + temperatures * kernel.leapfrogs),
-        betas=plan.betas,
-    )
+def anneal(
+    annealing: Annealing,
+    path: AnnealingPath,
+    n: int,
+    generator: torch.Generator,
+    resample: bool,
+    progress_iter: Iterator[int],
+) -> Island:
+    """Anneal one island of ``n`` chains from q_0 to the model."""
+    with frozen(annealing.energy), torch.inference_mode(False), torch.no_grad():
+        x = annealing.proposal.sample(n, generator=generator)
+        target, phase = annealing.begin(x, generator, path_exponent=path.path_exponent)
+        log_w = torch.zeros(n, dtype=torch.float64, device=x.device)
+        log_z = torch.zeros((), dtype=torch.float64, device=x.device)
+        ess, acceptance = [], []
+        steps = path.steps.to(device=x.device, dtype=x.dtype)
+        for step, beta, _ in zip(steps, path.betas[1:].tolist(), progress_iter, strict=False):
+            log_w = log_w + target.log_ratio(phase, beta)
+            ess.append(_finite_ess(log_w, beta))
+            if resample and ess[-1] < RESAMPLE_FLOOR:
+                phase = take(phase, systematic(log_w.softmax(0), generator))
+                log_z, log_w = log_z + log_mean_exp(log_w), torch.zeros_like(log_w)
+            target.beta = beta
+            phase, accepted = annealing.move(target, phase, step, generator)
+            acceptance.append(accepted.double().mean())
+        log_class = _log_class(annealing.energy, phase.x, log_w)
+    return Island((log_z + log_w).cpu(), log_class, torch.tensor(ess), torch.stack(acceptance).cpu())
 
 
-def bracket(forward: LogZ, backward: LogZ, gap: float = 1.0) -> LogZ:
-    """The forward estimate with the backward upper bound; unreliable if they lie more than ``gap`` nats apart.
+def integrable(energy: Energy, support: Support, proposal: Density, generator: torch.Generator) -> bool:
+    """Whether the energy rises fast enough along rays for exp(-E) to have a finite integral; True on a box.
+
+    In D dimensions this requires E(10 r) - E(r) > D log 10 for large r. Tested on 256 random rays.
 
     Raises:
-        ValueError: The backward run did not start at exact samples.
-    """
-    if backward.upper is None:
-        raise ValueError("'backward' should come from exact samples to be a bound, got exact=False.")
-    close = backward.upper - forward.lower <= gap + 2 * (forward.std_err + backward.std_err)
-    return dataclasses.replace(forward, upper=backward.upper, reliable=forward.reliable and close)
-
-
-def make_plan(
-    energy: Energy,
-    support: Support,
-    proposal: Proposal,
-    kernel: HMC,
-    temperatures: int,
-    schedule: Schedule,
-    seed: int,
-    device: torch.device,
-) -> Plan:
-    """The frozen path, from pilots with a stream of their own."""
-    with quiet(energy), torch.inference_mode(False), torch.no_grad():
-        pilot = choose_path(energy, support, proposal, kernel, PILOT_CHAINS, seed, device)
-    return pilot.plan(temperatures, schedule)
-
-
-def integrable(energy: Energy, support: Support, proposal: Proposal, generator: torch.Generator) -> bool:
-    """Whether the energy rises fast enough along rays for exp(-E) to have an integral; True on a box.
-
-    In D dimensions that takes E(10 r) - E(r) > D log 10 for large r.
+        ValueError: The energy is NaN far from the origin.
     """
     if isinstance(support, Box):
         return True
     with eval_mode(energy), torch.no_grad():
-        start = proposal.sample(256, generator)
-        ray = torch.randn(start.shape, generator=generator, device=start.device)
-        ray = ray / ray.flatten(1).norm(dim=1).view(-1, *[1] * (ray.ndim - 1)) * start.flatten(1).norm(dim=1).mean()
+        points = proposal.sample(256, generator=generator)
+        ray = torch.randn(points.shape, generator=generator, device=points.device)
+        ray = ray / ray.flatten(1).norm(dim=1).view(-1, *[1] * (ray.ndim - 1)) * points.flatten(1).norm(dim=1).mean()
         near, far = energy(1e2 * ray).double(), energy(1e3 * ray).double()
     if far.isnan().any() or near.isnan().any():
         raise ValueError("'energy' should be finite inside the support, got NaN far from the origin.")
     return bool(((far - near > ray[0].numel() * math.log(10)) | (near == math.inf)).all())
 
 
-def stream_of(generator: torch.Generator | None) -> tuple[int, torch.device]:
-    """A seed drawn from ``generator`` (or the global one), and its device."""
-    device = torch.device("cpu") if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device)), device
+def _streams(seed: int | None, generator: torch.Generator | None) -> tuple[int, torch.device]:
+    """The seed of all streams, and the device on which they are drawn."""
+    if seed is None:
+        return seed_and_device(generator)
+    return seed, torch.device("cpu") if generator is None else generator.device
+
+
+def _refuse_proposal(proposal: Density | None) -> None:
+    if proposal is not None:
+        raise ValueError(
+            f"'proposal' should be None on Binary, where annealing starts at base rates, got "
+            f"{type(proposal).__name__}. To choose them, pass 'data_mean' to classification_rbm_ais."
+        )
+
+
+def _log_class(energy: Energy, x: Tensor, log_w: Tensor) -> Tensor | None:
+    """Log of the weighted mean of p(y|x), shape (K,)."""
+    if not isinstance(energy, JointEnergy):
+        return None
+    log_p_y = energy.logits(x).double().log_softmax(1)
+    return (log_w.log_softmax(0)[:, None] + log_p_y).logsumexp(0).cpu()
+
+
+def _finite_ess(log_w: Tensor, beta: float) -> float:
+    ess = relative_ess(log_w)
+    if math.isnan(ess):
+        raise ValueError(f"'energy' should be finite inside the support, got NaN at beta {beta:.4f}.")
+    return ess

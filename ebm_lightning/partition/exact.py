@@ -1,4 +1,4 @@
-"""Log Z without sampling: closed forms, grids fine enough to be exact, and a choice among all that is exact."""
+"""log Z without sampling: closed forms, quadrature and enumeration."""
 
 import math
 from collections.abc import Iterable
@@ -6,16 +6,18 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ebm_lightning.boltzmann import RBMLogits
 from ebm_lightning.energies import Energy, GaussianEnergy, JointEnergy, MixtureLogits
+from ebm_lightning.partition.enumeration import binary_states, rbm_class_log_z
 from ebm_lightning.partition.log_z import LogZ
-from ebm_lightning.partition.states import binary_states, rbm_class_log_z
+from ebm_lightning.rbm import RBMLogits
 from ebm_lightning.supports import Binary, Box, Euclidean, Support
 
 
 def exact_log_z(energy: Energy, support: Support) -> LogZ:
-    r"""log Z where it is known: linear logits on a box, Gaussians, Gaussian mixtures, boxes of 1 or 2 dimensions, RBMs
-    whose smaller layer has at most 20 units, and any energy of at most 20 binary units.
+    r"""Exact log Z, for energies where it is tractable.
+
+    These are linear logits on a box, Gaussians, Gaussian mixtures, boxes of 1 or 2 dimensions, RBMs whose smaller
+    layer has at most 20 units, and all energies of at most 20 binary units. Linear logits:
 
     .. math:: \log Z_y = b_y + \sum_d \log \int_{low}^{high} e^{w_{yd} x} dx \quad \text{for logits } W x + b
 
@@ -24,7 +26,7 @@ def exact_log_z(energy: Energy, support: Support) -> LogZ:
         support: Its domain.
 
     Raises:
-        ValueError: None of these applies.
+        ValueError: The energy is not one of these.
     """
     classifier = energy.classifier if isinstance(energy, JointEnergy) else energy
     if isinstance(classifier, nn.Sequential) and len(classifier) == 2 and isinstance(classifier[0], nn.Flatten):
@@ -49,14 +51,14 @@ def exact_log_z(energy: Energy, support: Support) -> LogZ:
 
 
 def linear_log_z(layer: nn.Linear, box: Box, temperature: float = 1.0) -> Tensor:
-    """log Z_y of linear logits on a box, shape (K,), float64; holds at any dimension."""
+    """log Z_y of linear logits on a box of any dimension, shape (K,), float64."""
     w = layer.weight.detach().double().cpu() / temperature
     bias = torch.zeros(len(w), dtype=torch.float64) if layer.bias is None else layer.bias.detach().double().cpu()
-    centre, half = (box.high + box.low) / 2, (box.high - box.low) / 2
+    center, half = (box.high + box.low) / 2, (box.high - box.low) / 2
     u = (w * half).abs().clamp(min=1e-12)
     # log(2 sinh(u) / u) without overflow
     log_integral = u + torch.log(-torch.expm1(-2 * u)) - u.log() + math.log(half)
-    return bias / temperature + (log_integral + w * centre).sum(1)
+    return bias / temperature + (log_integral + w * center).sum(1)
 
 
 def quadrature(
@@ -66,14 +68,14 @@ def quadrature(
 
     .. math:: \log Z \approx \log \sum_i e^{-E(x_i)} + \log \Delta
 
-    The error of a smooth energy falls with the square of the spacing; double ``points`` to see it.
+    For a smooth energy the error falls with the square of the spacing. Double ``points`` to estimate it.
 
     Arguments:
-        energy: Maps (N, D) to (N,), with the reference density in it, as a JointEnergy has.
+        energy: Maps (N, D) to (N,), including the reference density.
         support: The box, of shape (1,) or (2,).
         points: Points along each axis.
         device: Where the energy is evaluated.
-        chunk_size: Points evaluated at once.
+        chunk_size: Number of points to evaluate at once.
 
     Raises:
         ValueError: The box has more than two dimensions.
@@ -86,19 +88,19 @@ def quadrature(
 
 
 def grid(support: Box, points: int, device: torch.device | str = "cpu") -> Tensor:
-    """Midpoints of a regular grid, shape (points^D, D), the last axis fastest.
+    """Midpoints of a regular grid, shape (points^D, D). The last axis varies fastest.
 
     Raises:
         ValueError: The box has more than two dimensions.
     """
     if len(support.shape) != 1 or support.shape[0] > 2:
-        raise ValueError(f"'support' should be a Box of shape (1,) or (2,) for a grid, got {support.shape}. Use AIS.")
+        raise ValueError(f"'support' should be a Box of shape (1,) or (2,) for a grid, got {support.shape}. Use ais.")
     axis = support.low + (support.high - support.low) * (torch.arange(points, device=device) + 0.5) / points
     return torch.cartesian_prod(*[axis] * support.shape[0]).view(-1, support.shape[0])
 
 
 def _mixture(mixture: MixtureLogits, temperature: float) -> LogZ:
-    """At temperature T each component is a Gaussian to the power 1 / T, which integrates in closed form."""
+    """At temperature T, each component is a Gaussian to the power 1 / T, which has a closed-form integral."""
     dimensions, power = mixture.means.shape[1], 1 / temperature
     log_norm = dimensions / 2 * math.log(2 * math.pi * mixture.std**2)
     return _from_classes(

@@ -1,4 +1,4 @@
-"""An estimate of log Z that says how far to trust it."""
+"""log Z with its error and diagnostics."""
 
 import math
 from collections.abc import Callable
@@ -8,28 +8,30 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from ebm_lightning.checks import check_number
+
 
 @dataclass(frozen=True)
 class LogZ:
-    r"""log Z in nats, its error, and what the error rests on.
+    r"""log Z in nats, with its error and diagnostics.
 
     Attributes:
-        log_z: The estimate, log of the mean weight. Its exponential is unbiased for Z.
-        std_err: Standard error of ``log_z``, in nats. Never above 1 by construction: a value above 0.5 means that the
-            weights are degenerate and nothing is known but a lower bound.
-        ess: Effective sample size as a fraction in (0, 1]: ``ess * chains`` independent weights of unit variance would
-            give the same error.
-        log_weights: Log weight of each chain, shape (chains,), float64: ``log_z`` is the log of their mean.
-        lower: Stochastic lower bound: the mean log weight (with resampling, of the islands' estimates).
-        upper: Stochastic upper bound from :func:`reverse_ais` with exact samples, else None.
-        per_class: log Z_y, shape (K,), float64; their logsumexp is ``log_z``. None for a plain energy.
-        integrable: False if the energy falls along some ray: Z is then infinite and ``log_z`` NaN.
-        reliable: Whether all that can be checked without the truth is in order.
-        gradient_evaluations: Of the energy, pilot included.
-        degrees: Degrees of freedom of ``std_err``; infinite where it rests on all chains.
-        betas: The path of inverse temperatures, shape (T + 1,).
-        ess_curve: Effective sample size along the path before resampling, shape (T,).
-        acceptance: Share of moves accepted along the path, shape (T,).
+        log_z: The estimate: the log of the mean weight. Its exponential is unbiased for Z.
+        std_err: Standard error of ``log_z``, in nats. It cannot exceed 1 by construction. Above 0.5 the weights are
+            degenerate, and only the lower bound means anything.
+        ess: Effective sample size as a fraction in (0, 1]: ``ess * num_chains`` independent weights of unit variance
+            would give the same error.
+        log_weights: Log weight of each chain, shape (num_chains,), float64. ``log_z`` is the log of their mean.
+        lower: Stochastic lower bound: the mean log weight, or with resampling the mean log Z of the islands.
+        upper: Stochastic upper bound from :func:`reverse_ais` with exact samples, otherwise None.
+        per_class: log Z_y, shape (K,), float64. Their logsumexp is ``log_z``. None for an energy without classes.
+        integrable: False if the energy falls along some ray. Z is then infinite and ``log_z`` is NaN.
+        reliable: Whether all diagnostics pass. They cannot detect unvisited modes.
+        gradient_evaluations: Number of evaluations of the energy and its gradient, pilot included.
+        degrees_of_freedom: Degrees of freedom of ``std_err``; infinite if it is computed from all chains.
+        betas: Inverse temperatures of the path, shape (T + 1,).
+        ess_curve: Relative effective sample size along the path before resampling, shape (T,).
+        acceptance: Fraction of accepted moves along the path, shape (T,).
     """
 
     log_z: float
@@ -42,7 +44,7 @@ class LogZ:
     integrable: bool = True
     reliable: bool = True
     gradient_evaluations: int = 0
-    degrees: float = math.inf
+    degrees_of_freedom: float = math.inf
     betas: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     ess_curve: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     acceptance: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
@@ -55,7 +57,9 @@ class LogZ:
             ValueError: The energy has no classes.
         """
         if self.per_class is None:
-            raise ValueError("'energy' should be a JointEnergy to have a prior over classes, got a plain energy.")
+            raise ValueError(
+                "'energy' should be a JointEnergy to have a prior over classes, got an energy without classes."
+            )
         return self.per_class.softmax(0)
 
     @torch.no_grad()
@@ -64,10 +68,10 @@ class LogZ:
     ) -> Tensor:
         r"""log p(x), with labels log p(x, y), or ``given_label`` log p(x|y) = -E(x, y) - log Z_y; in nats, shape (N,).
 
-        All rows share this estimate's error; ``given_label`` that of its log Z_y.
+        The error of this estimate shifts all rows equally. With ``given_label`` it is the error of log Z_y.
 
         Arguments:
-            energy: The one that this estimate is of.
+            energy: The energy whose log Z this is.
             x: Shape (N, *shape).
             y: Labels, shape (N,).
             given_label: Condition on the labels.
@@ -79,24 +83,26 @@ class LogZ:
             return -(energy(x) if y is None else energy(x, y)).double() - self.log_z
         if y is None or self.per_class is None:
             missing = "'y' should be labels" if y is None else "'energy' should be a JointEnergy"
-            raise ValueError(f"{missing} for log p(x|y), got none. Leave out 'given_label' for log p(x).")
+            raise ValueError(f"{missing} for log p(x|y), got None. Leave out 'given_label' for log p(x).")
         return -energy(x, y).double() - self.per_class.to(x.device)[y]
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The two-sided confidence interval of log Z, by Student's t where ``std_err`` rests on a few islands.
+        """Two-sided confidence interval of log Z. Uses Student's t if ``std_err`` comes from a few islands.
 
         Raises:
             ValueError: ``level`` outside (0, 1).
         """
-        if not 0 < level < 1:
-            raise ValueError(f"'level' should be in (0, 1), got {level}.")
-        half = student_quantile(0.5 + level / 2, self.degrees) * self.std_err
+        check_number("level", level, above=0, below=1)
+        half = student_quantile(0.5 + level / 2, self.degrees_of_freedom) * self.std_err
         return self.log_z - half, self.log_z + half
 
 
-def student_quantile(p: float, degrees: float) -> float:
-    """Quantile of Student's t by its expansion in 1 / degrees (Abramowitz & Stegun 26.7.5); 1e-3 from 7 degrees on."""
-    z, d = NormalDist().inv_cdf(p), degrees
+def student_quantile(p: float, degrees_of_freedom: float) -> float:
+    """Quantile of Student's t, by its expansion in 1 / degrees_of_freedom (Abramowitz & Stegun 26.7.5).
+
+    The error is below 1e-3 from 7 degrees of freedom on.
+    """
+    z, d = NormalDist().inv_cdf(p), degrees_of_freedom
     return (
         z
         + (z**3 + z) / (4 * d)
@@ -106,11 +112,11 @@ def student_quantile(p: float, degrees: float) -> float:
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    """In float64, over the first dimension."""
+    """log of the mean of exp(log_w) over the first dimension, float64."""
     return log_w.double().logsumexp(0) - math.log(len(log_w))
 
 
-def effective_share(log_w: Tensor) -> float:
+def relative_ess(log_w: Tensor) -> float:
     """Kish's effective sample size as a fraction: (sum w)^2 / (n sum w^2)."""
     w = log_w.double().softmax(0)
     return float(1 / (len(w) * w.square().sum()))

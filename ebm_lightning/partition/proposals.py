@@ -1,102 +1,114 @@
-"""Where annealing starts: normalised densities that can be drawn from exactly."""
+"""Proposal densities, at which annealing starts."""
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-from ebm_lightning.samplers.hmc import flat
-from ebm_lightning.supports import Binary, Box, Support
+from ebm_lightning.checks import check_number
+from ebm_lightning.supports import Binary, Box, Density, Support
+from ebm_lightning.supports.base import infinite_mass
 
 
-class Proposal(ABC):
-    """A normalised density q_0 on the model's support."""
-
-    uniform = False
-
-    @abstractmethod
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log q_0(x), shape (N,), float64, in nats, and its gradient, shape (N, *shape) or broadcastable to it."""
-
-    @abstractmethod
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` exact draws, shape (n, *shape), on the generator's device."""
-
-
-class Reference(Proposal):
-    """The support's own reference density, normalised: uniform on a box.
-
-    Arguments:
-        support: Of finite mass.
-
-    Raises:
-        ValueError: The support has infinite mass.
-    """
-
-    def __init__(self, support: Support) -> None:
-        if support.log_mass == math.inf:
-            raise ValueError(
-                f"'proposal' should be given on {type(support).__name__}, whose mass is infinite, got None. Use "
-                "Normal.fit(data), or train on a Box or Gaussian support."
-            )
-        self.support = support
-        self.uniform = isinstance(support, Box | Binary)
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.uniform:
-            return torch.full((len(x),), -self.support.log_mass, dtype=torch.float64, device=x.device), flat(x)
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            log_q = self.support.log_q(x)
-            (gradient,) = torch.autograd.grad(log_q.sum(), x)
-        return log_q.detach().double() - self.support.log_mass, gradient
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.support.sample(n, generator=generator)
-
-
-class Normal(Proposal):
-    r"""A diagonal Gaussian, truncated to the box if there is one.
+class Normal(Density):
+    r"""A normal density with independent components, truncated to a box if one is given.
 
     .. math:: q_0(x) = \prod_d \frac{N(x_d; mean_d, std_d^2)}{\Phi(b_d) - \Phi(a_d)}
 
-    Too narrow a proposal cannot be mended by more temperatures: its weights look fine until they are not.
+    It should be wide enough to cover the model. More temperatures do not correct a proposal that is too narrow: the
+    weights look fine although most of the mass was never visited.
 
     Arguments:
         mean: Shape (*shape).
-        std: Shape (*shape), positive.
-        box: Truncates to its walls.
+        std: Standard deviations, shape (*shape), positive.
+        box: Truncates the density to its walls.
+
+    Raises:
+        ValueError: ``std`` is not positive.
     """
 
     def __init__(self, mean: Tensor, std: Tensor, box: Box | None = None) -> None:
-        if not (std > 0).all():
-            raise ValueError(f"'std' should be positive, got a smallest value of {float(std.min())}.")
-        self.mean, self.std, self.box = mean.double(), std.double(), box
+        self.mean, self.std = torch.as_tensor(mean).double(), torch.as_tensor(std).double()
+        self.box = box
+        check_number("std", float(self.std.min()), above=0)
 
     @classmethod
     def fit(cls, data: Tensor, box: Box | None = None, floor: float = 0.05) -> "Normal":
-        """The moments of ``data`` (N, *shape), or of a replay buffer, with a smallest standard deviation."""
+        """Match the mean and standard deviation of ``data``, shape (N, *shape).
+
+        Arguments:
+            data: Training data, or the chains of a replay buffer.
+            box: Truncates the density to its walls.
+            floor: Smallest standard deviation, in units of x.
+        """
         return cls(data.mean(0), data.std(0).clamp(min=floor), box)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.mean.to(x.device), self.std.to(x.device)
-        z = (x.double() - mean) / std
-        log_q = -0.5 * z.square() - (std.log() + 0.5 * math.log(2 * math.pi))
+    def log_prob(self, x: Tensor) -> Tensor:
+        std = self.std.to(x.device)
         low, high = self._cdf_at_walls(x.device)
-        return (log_q - (high - low).log()).flatten(1).sum(1), (-z / std).to(x.dtype)
+        log_p = -0.5 * self._standardized(x).square() - (std.log() + 0.5 * math.log(2 * math.pi))
+        return (log_p - (high - low).log()).flatten(1).sum(1)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        mean, std = self.mean.to(generator.device), self.std.to(generator.device)
+    def log_prob_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.log_prob(x), (-self._standardized(x) / self.std.to(x.device)).to(x.dtype)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        if device is None:
+            device = "cpu" if generator is None else generator.device
+        mean, std = self.mean.to(device), self.std.to(device)
         if self.box is None:
-            z = torch.randn((n, *mean.shape), generator=generator, device=generator.device, dtype=torch.float64)
+            z = torch.randn((n, *mean.shape), generator=generator, device=device, dtype=torch.float64)
             return (mean + std * z).float()
-        u = torch.rand((n, *mean.shape), generator=generator, device=generator.device, dtype=torch.float64)
-        low, high = self._cdf_at_walls(generator.device)
+        u = torch.rand((n, *mean.shape), generator=generator, device=device, dtype=torch.float64)
+        low, high = self._cdf_at_walls(mean.device)
         return self.box.clamp((mean + std * torch.special.ndtri(low + (high - low) * u)).float())
+
+    def _standardized(self, x: Tensor) -> Tensor:
+        return (x.double() - self.mean.to(x.device)) / self.std.to(x.device)
 
     def _cdf_at_walls(self, device: torch.device) -> tuple[Tensor, Tensor]:
         mean, std = self.mean.to(device), self.std.to(device)
         if self.box is None:
             return torch.zeros_like(mean), torch.ones_like(mean)
         return torch.special.ndtr((self.box.low - mean) / std), torch.special.ndtr((self.box.high - mean) / std)
+
+
+def checked_proposal(proposal: Density | None, support: Support) -> Density:
+    """The density at which annealing starts: ``proposal``, or the support's reference density.
+
+    Raises:
+        ValueError: The proposal has infinite mass, or its domain is not that of the support.
+    """
+    proposal = support if proposal is None else proposal
+    if isinstance(proposal, Support) and proposal.log_mass == math.inf:
+        raise infinite_mass(proposal)
+    if _domain(proposal) != _domain(support):
+        box = isinstance(support, Box)
+        remedy = f"Normal.fit(data, box={support})" if box else "Normal.fit(data), whose domain is R^D"
+        raise ValueError(
+            f"'proposal' should have the domain of the support, {_describe(support)}, got {type(proposal).__name__} on "
+            f"{_describe(proposal)}. Use {remedy}."
+        )
+    return proposal
+
+
+def _domain(density: Density) -> tuple[bool, float, float]:
+    """Whether the domain is discrete, and its lower and upper walls."""
+    if isinstance(density, Binary):
+        return True, 0.0, 1.0
+    box = density if isinstance(density, Box) else density.box
+    return (False, box.low, box.high) if isinstance(box, Box) else (False, -math.inf, math.inf)
+
+
+def _describe(density: Density) -> str:
+    discrete, low, high = _domain(density)
+    if discrete:
+        return "binary units"
+    return "R^D" if low == -math.inf else f"the box [{low:g}, {high:g}]"

@@ -1,0 +1,82 @@
+"""The annealing path from the proposal q_0 to the model: its schedule of temperatures, and the chains on it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.energies import Energy
+from ebm_lightning.samplers.hmc import HMC, Phase, Tempered, hamiltonian_move
+from ebm_lightning.supports import Density, Support
+
+Schedule = Literal["adaptive", "linear", "sigmoid"]
+SIGMOID_SLOPE = 4.0
+
+
+def spaced_betas(schedule: Schedule, temperatures: int, knots: Tensor, barrier: Tensor) -> Tensor:
+    """Inverse temperatures from 0 to 1, shape (temperatures + 1,), float64.
+
+    Arguments:
+        schedule: "adaptive" makes all steps equally hard, "linear" equally long, and "sigmoid" is dense at both ends.
+        temperatures: Number of steps.
+        knots: Inverse temperatures of a pilot run, shape (S,), increasing.
+        barrier: How hard it was to get to each of them, shape (S,), increasing.
+    """
+    t = torch.linspace(0, 1, temperatures + 1, dtype=torch.float64)
+    if schedule == "adaptive":
+        betas = interpolate(t * barrier[-1], barrier, knots)
+    elif schedule == "linear":
+        betas = t
+    else:
+        curve = torch.sigmoid(SIGMOID_SLOPE * (2 * t - 1))
+        betas = (curve - curve[0]) / (curve[-1] - curve[0])
+    betas[0], betas[-1] = 0.0, 1.0
+    return betas
+
+
+@dataclass(frozen=True)
+class AnnealingPath:
+    """Temperatures, step sizes and shape of a path. They do not change while chains carry weights.
+
+    Attributes:
+        betas: Inverse temperatures from 0 to 1, shape (T + 1,), float64.
+        steps: Step size times diagonal preconditioner for the move at each beta after the first, shape (T, *shape).
+        gradient_evaluations: Cost of the pilot runs that tuned the path.
+        path_exponent: Power r of (1 - beta) that multiplies log q_0, see :class:`~ebm_lightning.samplers.hmc.Tempered`.
+    """
+
+    betas: Tensor
+    steps: Tensor
+    gradient_evaluations: int
+    path_exponent: float = 1.0
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """What is annealed: an energy on its support, starting from a proposal q_0, moved by a kernel."""
+
+    energy: Energy
+    support: Support
+    proposal: Density
+    kernel: HMC
+
+    def begin(
+        self, x: Tensor, generator: torch.Generator, beta: float = 0.0, path_exponent: float = 1.0
+    ) -> tuple[Tempered, Phase]:
+        """The target at ``beta``, and chains at ``x`` with random momenta. Costs one gradient evaluation per chain."""
+        target = Tempered(self.energy, self.proposal, beta, path_exponent)
+        momenta = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return target, target.at(x, momenta)
+
+    def move(self, target: Tempered, phase: Phase, step: Tensor, generator: torch.Generator) -> tuple[Phase, Tensor]:
+        """One move of the kernel: the chains after it, and which proposals were accepted, shape (N,), bool."""
+        return hamiltonian_move(target, phase, step, self.support, self.kernel, generator)
+
+
+def interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear interpolation through (knots, values). Knots increase; values may have more dimensions."""
+    right = torch.searchsorted(knots, at).clamp(1, len(knots) - 1)
+    weight = ((at - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
+    weight = weight.view(-1, *[1] * (values.ndim - 1))
+    return torch.lerp(values[right - 1], values[right], weight)

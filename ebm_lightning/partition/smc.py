@@ -1,0 +1,166 @@
+"""Sequential Monte Carlo in islands: blocks of chains that run independently and combine into one estimate of log Z.
+
+Every island has a separate random stream, so the estimate does not depend on which process runs which island.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.checks import check_integer
+from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
+from ebm_lightning.samplers.base import Progress
+
+ISLANDS = 10  # the error is their spread; fewer than 8 estimate it poorly
+EFFECTIVE_CHAINS = 50  # with fewer, intervals cover the truth less often than their level
+MAX_STD_ERR = 0.5
+
+
+class Ranks(Protocol):
+    """The processes that compute one estimate together. All of them call :func:`~ebm_lightning.ais` alike."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def broadcast(self, value: Any) -> Any:
+        """``value`` of rank 0."""
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """The ``value`` of every rank, in order of rank."""
+
+
+class OneProcess:
+    """:class:`Ranks` of a single process."""
+
+    rank = 0
+    world_size = 1
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def all_gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+@dataclass(frozen=True)
+class Island:
+    """Result of one block of chains. Ranks exchange these.
+
+    Attributes:
+        log_weights: Shape (n,), float64. The log of their mean is the island's log Z.
+        log_class: Log of the weighted mean of p(y|x), shape (K,); None for an energy without classes.
+        ess: Relative effective sample size along the path, before resampling, shape (T,).
+        acceptance: Fraction of accepted moves along the path, shape (T,).
+    """
+
+    log_weights: Tensor
+    log_class: Tensor | None
+    ess: Tensor
+    acceptance: Tensor
+
+
+def island_sizes(num_chains: int, chunk_size: int | None) -> list[int]:
+    """Number of chains of each island, as equal as possible.
+
+    Raises:
+        ValueError: Fewer than 2 chains per island, or a chunk below 2.
+    """
+    check_integer("num_chains", num_chains, at_least=2 * ISLANDS, remedy=f"Each of {ISLANDS} islands needs 2 chains.")
+    check_integer("chunk_size", chunk_size, at_least=2, optional=True)
+    islands = max(ISLANDS, math.ceil(num_chains / (chunk_size or num_chains)))
+    return [num_chains // islands + (k < num_chains % islands) for k in range(islands)]
+
+
+def run_islands(
+    run: Callable[[int, int, Iterator[int]], Island],
+    sizes: list[int],
+    temperatures: int,
+    ranks: Ranks,
+    progress: Progress | None = None,
+) -> list[Island]:
+    """Run this rank's islands, and return those of all ranks in order.
+
+    Arguments:
+        run: Maps (number of the island, number of its chains, iterator to advance at each temperature) to the island.
+        sizes: Number of chains of each island.
+        temperatures: Steps of each island.
+        ranks: The processes over which the islands are distributed.
+        progress: Wraps this rank's loop over the temperatures of its islands.
+    """
+    mine = range(ranks.rank, len(sizes), ranks.world_size)
+    progress_iter = iter((progress or iter)(range(temperatures * len(mine))))
+    islands = {number: run(number, sizes[number], progress_iter) for number in mine}
+    next(progress_iter, None)  # exhausted, so that the progress bar closes
+    gathered = {number: island for part in ranks.all_gather(islands) for number, island in part.items()}
+    return [gathered[number] for number in range(len(sizes))]
+
+
+def combine(islands: list[Island], betas: Tensor, *, resampled: bool, gradient_evaluations: int) -> LogZ:
+    """One estimate from all islands: the log of their mean Z. The mean of their log Z would be biased.
+
+    Arguments:
+        islands: All islands, in order.
+        betas: The path that they followed, shape (T + 1,).
+        resampled: Whether chains were resampled, which makes those of an island dependent.
+        gradient_evaluations: Total cost, pilot included.
+    """
+    log_weights = torch.cat([island.log_weights for island in islands])
+    log_zs = torch.stack([log_mean_exp(island.log_weights) for island in islands])
+    fractions = torch.tensor([len(island.log_weights) / len(log_weights) for island in islands], dtype=torch.float64)
+    error = _error_over_islands(log_weights, log_zs, fractions) if resampled else _error_over_chains(log_weights)
+    return LogZ(
+        float(log_mean_exp(log_weights)),
+        error.std_err,
+        error.ess,
+        log_weights,
+        error.lower,
+        per_class=_per_class(islands, log_zs, fractions),
+        reliable=error.ess * len(log_weights) >= EFFECTIVE_CHAINS and error.std_err < MAX_STD_ERR,
+        gradient_evaluations=gradient_evaluations,
+        degrees_of_freedom=error.degrees_of_freedom,
+        betas=betas,
+        ess_curve=torch.stack([island.ess for island in islands]).mean(0),
+        acceptance=torch.stack([island.acceptance for island in islands]).mean(0),
+    )
+
+
+class _Error(NamedTuple):
+    """Fields of a :class:`LogZ` that describe its error."""
+
+    std_err: float
+    ess: float
+    lower: float
+    degrees_of_freedom: float
+
+
+def _error_over_islands(log_weights: Tensor, log_zs: Tensor, fractions: Tensor) -> _Error:
+    """From the spread of the islands' Z. Chains of an island are dependent, islands are not."""
+    islands, log_z = len(log_zs), float(log_mean_exp(log_weights))
+    spread = (fractions * ((log_zs - log_z).exp() - 1)).square().sum()
+    std_err = float((spread * islands / (islands - 1)).sqrt())
+    ess = 1 / (1 + len(log_weights) * std_err**2)
+    return _Error(std_err, ess, float((fractions * log_zs).sum()), islands - 1.0)
+
+
+def _error_over_chains(log_weights: Tensor) -> _Error:
+    """From the weights of independent chains."""
+    ess = relative_ess(log_weights)
+    std_err = math.sqrt(max(0.0, (1 / ess - 1) / len(log_weights)))
+    return _Error(std_err, ess, float(log_weights.mean()), math.inf)
+
+
+def _per_class(islands: list[Island], log_zs: Tensor, fractions: Tensor) -> Tensor | None:
+    """log Z_y, shape (K,); None for an energy without classes."""
+    parts = [
+        log_z + log_fraction + island.log_class
+        for log_z, log_fraction, island in zip(log_zs, fractions.log(), islands, strict=True)
+        if island.log_class is not None
+    ]
+    return torch.stack(parts).logsumexp(0) if parts else None
