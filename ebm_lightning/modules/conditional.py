@@ -1,39 +1,39 @@
-"""A classifier as a conditional energy model: trained by cross-entropy, and an energy all along."""
+"""A classifier as a conditional energy model: trained by cross-entropy, with energies and scores."""
 
-import copy
-import inspect
 from collections.abc import Callable, Iterable
-from types import FrameType
 from typing import Any, Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from ebm_lightning.chains import Chains
+from ebm_lightning.chains.sampling import sample_chains, with_steps
+from ebm_lightning.checks import check_integer
 from ebm_lightning.energies import JointEnergy
-from ebm_lightning.modules.hparams import describe, rebuild
-from ebm_lightning.modules.progress import settle_progress
-from ebm_lightning.modules.resume import RankState, deal_random_state, deal_ranks, gather_ranks, same_keys
-from ebm_lightning.modules.safeguards import Safeguards
-from ebm_lightning.supports import Euclidean, Support
+from ebm_lightning.resume.base import ResumableModule
+from ebm_lightning.resume.hparams import rebuild
+from ebm_lightning.rng import make_generator
+from ebm_lightning.samplers import SGLD, Sampler
+from ebm_lightning.samplers.base import Progress
+from ebm_lightning.supports import Density, Euclidean, Support
 
 Batch = tuple[Tensor, Tensor]
+Terms = dict[str, tuple[float, Tensor]]
+"""Weight and value of each term of a loss, by its name."""
 OptimizerCallable = Callable[[Iterable[Any]], torch.optim.Optimizer]
 LRSchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
-class ConditionalEBM(L.LightningModule):
+class ConditionalEBM(ResumableModule):
     r"""Any classifier, trained by cross-entropy, that also gives E(x), E(x, y) and out-of-distribution scores.
 
     .. math:: -\log p(y|x) = E(x, y) - E(x) = -f(x)[y] + \log \sum_{y'} e^{f(x)[y']}
 
-    Z and the reference density cancel, so nothing is sampled. Predictions are those of the classifier, bit for bit.
-    Batches are (x, y) with integer labels; a training batch may also be ``{"clf": (x, y), "gen": (x, y)}``, of which
-    the second serves the generative terms of a :class:`JEM` and is left alone here. ``self.energy`` is the
+    Z and the reference density cancel, so training needs no sampling. Predictions are bit-equal to the classifier's.
+    Batches are (x, y) with integer labels. A training batch may also be ``{"clf": (x, y), "gen": (x, y)}``: the second
+    pair is for the generative terms of a :class:`JEM`, and is ignored here. ``self.energy`` is the
     :class:`~ebm_lightning.energies.JointEnergy`.
 
     References:
@@ -42,17 +42,17 @@ class ConditionalEBM(L.LightningModule):
     Arguments:
         classifier: Maps (N, *shape) to logits (N, K).
         num_classes: K, at least 2.
-        support: Domain of x; batches are checked against it. By default all of R^D, where anything finite goes.
-        optimizer: Makes the optimiser from the parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
-        lr_scheduler: Makes the schedule from the optimiser; it is stepped after every optimiser step.
+        support: Domain of x, against which batches are checked; all of R^D by default.
+        optimizer: Makes the optimizer from the parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
+        lr_scheduler: Makes the learning-rate schedule from the optimizer. It is stepped after every optimizer step.
 
     Raises:
-        ValueError: ``num_classes`` below 2. At the first batch: images outside the support, NaN, wrong shapes, labels
-            that are no classes, a classifier whose output is not (N, num_classes).
-        RuntimeError: While training, if the loss is not finite.
+        ValueError: ``num_classes`` is below 2. At the first batch: inputs outside the support, NaN, wrong shapes,
+            labels outside the classes, or a classifier whose output is not (N, num_classes).
+        RuntimeError: During training, if the loss is not finite.
     """
 
-    halts_on_divergence = True  # False while a DivergenceGuard looks after the run
+    halts_on_divergence = True  # a DivergenceGuard sets it to False and handles divergence itself
 
     def __init__(
         self,
@@ -64,16 +64,13 @@ class ConditionalEBM(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"'num_classes' should be at least 2, got {num_classes}.")
+        check_integer("num_classes", num_classes, at_least=2)
         support = rebuild(support, Support, "support")
         self.energy = JointEnergy(rebuild(classifier, nn.Module, "classifier"), support or Euclidean())
         self.save_hyperparameters()
         self.num_classes = num_classes
         self.optimizer = rebuild(optimizer, torch.optim.Optimizer, "optimizer", partial=True)
         self.lr_scheduler = rebuild(lr_scheduler, torch.optim.lr_scheduler.LRScheduler, "lr_scheduler", partial=True)
-        self.generator: torch.Generator | None = None
-        self._saved_ranks: list[RankState] | None = None
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -95,34 +92,76 @@ class ConditionalEBM(L.LightningModule):
             )
         return logits
 
-    # The terms of the loss: override these.
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        sampler: Sampler | None = None,
+        initial: Density | None = None,
+        generator: torch.Generator | None = None,
+        batch_size: int = 250,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Final states of ``n`` new chains, shape (n, *shape), in eval mode and on the module's device.
 
-    def conditional_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """-log p(y|x), mean over the batch, in nats."""
-        return F.cross_entropy(self(x), y)
+        Arguments:
+            n: Number of samples.
+            y: Labels, shape (n,): chains then follow E(x, y) instead of E(x).
+            steps: Steps of each chain; by default the sampler's own number.
+            sampler: Moves the chains; by default the module's, and ``SGLD.jem()`` for one without.
+            initial: Fitted distribution of the initial points; by default that of the module's chains, or the support's
+                reference density. The support itself is also one.
+            generator: Source of randomness, on the module's device; seeded with 0 by default.
+            batch_size: Largest number of chains to run at once.
+            progress: Wraps the loop over batches, such as ``tqdm.tqdm``.
+        """
+        return sample_chains(
+            self.energy,
+            self.support,
+            with_steps(sampler or getattr(self, "sampler", None) or SGLD.jem(), steps),
+            n,
+            generator or make_generator(0, "sample", device=self.device),
+            labels=None if y is None else y.to(self.device),
+            initial=initial or getattr(getattr(self, "chains", None), "initial", None),
+            compute=getattr(self, "compute", None),
+            batch_size=batch_size,
+            progress=progress,
+        )
 
-    def loss_terms(self, x: Tensor, y: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """The weight and value of each term of the loss; term ``t`` is logged as ``train/loss_t``."""
-        return {"clf": (1.0, self.conditional_loss(x, y))}
+    # The loss: override these.
 
-    def compute_loss(self, *batch: Tensor) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
+    def conditional_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """-log p(y|x), mean over the batch, in nats, from logits (N, K) and labels (N,)."""
+        return F.cross_entropy(logits, y)
+
+    def loss_terms(self, x: Tensor, y: Tensor) -> Terms:
+        """The weight and value of each term of the loss. Term ``t`` is logged as ``train/loss_t``."""
+        return {"clf": (1.0, self.conditional_loss(self(x), y))}
+
+    def compute_loss(self, *batch: Tensor) -> tuple[Tensor, Terms]:
         """The weighted sum of the terms of the loss, and the terms.
 
         Raises:
-            RuntimeError: It is not finite, and no DivergenceGuard looks after that.
+            RuntimeError: The loss is not finite, and no DivergenceGuard handles it.
         """
         terms = self.loss_terms(*batch)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         if self.halts_on_divergence and not torch.isfinite(loss):
-            raise RuntimeError(self._blow_up({name: value for name, (_, value) in terms.items()}))
+            raise RuntimeError(self._divergence_message({name: value for name, (_, value) in terms.items()}))
         return loss, terms
 
     # Lightning's hooks.
 
     def check_batch(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Raises ValueError, with the remedy, unless x is in the support and y holds classes.
+        """Check that x is in the support and that y holds classes.
 
-        Every step calls it: for each batch on the CPU, for the first on an accelerator, which would have to wait.
+        Every step calls it: for each batch on the CPU, but only for the first on an accelerator, which would have to
+        be synchronized.
+
+        Raises:
+            ValueError: They are not. The message says how to fix it.
         """
         self.support.check(x)
         if y is None:
@@ -138,17 +177,37 @@ class ConditionalEBM(L.LightningModule):
                 "Renumber the labels or change 'num_classes'."
             )
 
+    def checked_batch(self, batch: Any, batch_idx: int) -> Batch:
+        """``batch`` as (x, y), checked by :meth:`check_batch`.
+
+        Raises:
+            ValueError: It is not a pair, or x or y is wrong.
+        """
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            raise ValueError(
+                f"'batch' should be (x, y), or in training a dictionary of two such pairs, 'clf' and 'gen', got "
+                f"{type(batch).__name__}. Change what the loader yields."
+            )
+        x, y = batch
+        if x.device.type == "cpu" or batch_idx == 0:
+            self.check_batch(x, y)
+        return x, y
+
+    def training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
+        """The arguments of :meth:`loss_terms` for a training batch."""
+        return self.checked_batch(batch["clf"] if has_two_parts(batch) else batch, batch_idx)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss, terms = self.compute_loss(*self._training_batch(batch, batch_idx))
+        loss, terms = self.compute_loss(*self.training_batch(batch, batch_idx))
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/loss_{name}": value for name, (_, value) in terms.items()})
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(self._checked(batch, batch_idx), "val", self.val_accuracy)
+        return self._evaluate(self.checked_batch(batch, batch_idx), "val", self.val_accuracy)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(self._checked(batch, batch_idx), "test", self.test_accuracy)
+        return self._evaluate(self.checked_batch(batch, batch_idx), "test", self.test_accuracy)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Logits (N, K) and energies E(x) (N,)."""
@@ -166,60 +225,6 @@ class ConditionalEBM(L.LightningModule):
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
 
-    # What makes a run go on exactly where it stopped, see resume.py and safeguards.py.
-
-    def running_chains(self) -> dict[str, Chains]:
-        """The chains that some weight needs, by the names of their attributes. None here."""
-        return {}
-
-    def configure_callbacks(self) -> list[L.Callback]:
-        # Lightning's connector gives the trainer this attribute, where type checkers do not see it.
-        there = any(isinstance(c, Safeguards) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if there else [Safeguards()]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ranks"] = gather_ranks(self.trainer, self.running_chains(), self.generator, self.device)
-        settle_progress(checkpoint, self.trainer)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name in {"state_dict", "current_model_state"} & checkpoint.keys():
-            checkpoint[name] = same_keys(checkpoint[name], self)
-        self._saved_ranks = checkpoint.get("ranks")
-
-    def on_fit_start(self) -> None:
-        if self._saved_ranks:
-            deal_ranks(self._saved_ranks, self.trainer, self.running_chains(), self.generator)
-            # Training data is asked for next, and may take its seed from PyTorch's.
-            self._deal_random_state(self._saved_ranks)
-
-    def on_train_start(self) -> None:
-        if self._saved_ranks:
-            # Again: loaders have drawn since, and from here to the first batch nothing does.
-            self._deal_random_state(self._saved_ranks)
-        self._saved_ranks = None
-
-    def _deal_random_state(self, ranks: list[RankState]) -> None:
-        # Weights and chains may also come from load_from_checkpoint, for a run that is new.
-        if self.trainer.ckpt_path:
-            deal_random_state(ranks, self.trainer, self.device)
-
-    def save_hyperparameters(
-        self, *args: Any, ignore: Any = None, frame: FrameType | None = None, logger: bool = True
-    ) -> None:
-        """Lightning's own, with objects described in plain values, so that ``weights_only=True`` loads them."""
-        here = inspect.currentframe()
-        frame = frame or (here.f_back if here else None)
-        # Lightning would copy a classifier; here its description is enough.
-        ignore = ["classifier", *([ignore] if isinstance(ignore, str) else ignore or [])]
-        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
-        described = {name: describe(value) for name, value in self.hparams.items()}
-        self.note_hyperparameters(**(described | {"classifier": describe(self.classifier)}))
-
-    def note_hyperparameters(self, **derived: Any) -> None:
-        """Add figures that follow from the arguments to those that loggers show."""
-        self.hparams.update(derived)
-        self._hparams_initial = copy.deepcopy(self.hparams)
-
     def _evaluate(self, batch: Batch, stage: Literal["val", "test"], accuracy: MulticlassAccuracy) -> dict[str, Tensor]:
         x, y = batch
         outputs = self._outputs(x)
@@ -233,29 +238,14 @@ class ConditionalEBM(L.LightningModule):
         logits = self(x)
         return {"logits": logits, "energy": self.energy.from_logits(logits, x)}
 
-    def _training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
-        """What :meth:`loss_terms` takes."""
-        return self._checked(batch["clf"] if is_split(batch) else batch, batch_idx)
-
-    def _checked(self, batch: Any, batch_idx: int) -> Batch:
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise ValueError(
-                f"'batch' should be (x, y), or in training a dictionary of two such pairs, 'clf' and 'gen', got "
-                f"{type(batch).__name__}. Change what the loader yields."
-            )
-        x, y = batch
-        if x.device.type == "cpu" or batch_idx == 0:
-            self.check_batch(x, y)
-        return x, y
-
-    def _blow_up(self, values: dict[str, Tensor]) -> str:
+    def _divergence_message(self, values: dict[str, Tensor]) -> str:
         terms = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
         return (
-            f"The loss is not finite at step {self.global_step} ({terms}). Nothing was updated with it. "
+            f"The loss is not finite at step {self.global_step} ({terms}). No weight was updated with it. "
             "Lower the learning rate."
         )
 
 
-def is_split(batch: Any) -> bool:
-    """Whether a training batch has a part of its own for each kind of term."""
+def has_two_parts(batch: Any) -> bool:
+    """Whether a training batch has separate parts for the conditional and the generative terms."""
     return isinstance(batch, dict) and batch.keys() == {"clf", "gen"}

@@ -1,20 +1,29 @@
-"""The joint energy model: a classifier that also learns p(x), by persistent chains of Langevin dynamics."""
+"""The joint energy model (JEM): a classifier that also learns p(x), with negatives from MCMC chains."""
 
 import copy
 import functools
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ebm_lightning.chains import Chains, ReplayBuffer
-from ebm_lightning.modules.conditional import ConditionalEBM, LRSchedulerCallable, OptimizerCallable, is_split
-from ebm_lightning.modules.first_pass import fit_starts
-from ebm_lightning.modules.hparams import rebuild
-from ebm_lightning.modules.phases import differs_in_training, settled
-from ebm_lightning.samplers import SGLD, Compute, Sampler, State, eval_mode
-from ebm_lightning.streams import make_generator
+from ebm_lightning.chains.step import ChainStep
+from ebm_lightning.checks import check_number
+from ebm_lightning.modules.conditional import (
+    ConditionalEBM,
+    LRSchedulerCallable,
+    OptimizerCallable,
+    Terms,
+    has_two_parts,
+)
+from ebm_lightning.modules.fit_initial import fit_initial
+from ebm_lightning.modules.precompute_gradient import differs_in_training, precompute_gradient
+from ebm_lightning.resume.hparams import rebuild
+from ebm_lightning.rng import make_generator
+from ebm_lightning.samplers import SGLD, Compute, Sampler, eval_mode
 from ebm_lightning.supports import Support
 
 
@@ -26,11 +35,12 @@ class JEM(ConditionalEBM):
         -\nabla \log p(x, y) &= \nabla E(x, y) - \mathbb{E}_{x' \sim p} \nabla E(x') \\
         -\nabla \log p(x | y) &= \nabla E(x, y) - \mathbb{E}_{x' \sim p(\cdot | y)} \nabla E(x', y)
 
-    The first two share their chains, since the labels of the joint negative phase sum out. The third runs chains that
-    keep their label for life; the published JEM uses it in place of log p(x, y), which is the same only if all Z_y
-    are equal. A weight of 0 costs nothing; with all generative weights 0 this is :class:`ConditionalEBM`. Chains and
-    the generative term see the classifier in eval mode: batch-norm statistics come from data alone, and the energy
-    that is trained is the one that is sampled. With gradient accumulation the sampler runs for every micro-batch.
+    The first two use the same chains, because the labels of the joint negative phase sum out. The third uses chains
+    that keep their label for life; the published JEM uses it instead of log p(x, y), which is equivalent only if all
+    Z_y are equal. A term of weight 0 costs nothing; with all generative weights 0 this is :class:`ConditionalEBM`.
+    Chains and generative terms use the classifier in eval mode: batch-norm statistics come from data only, and the
+    energy that is trained is the one that is sampled. With gradient accumulation the sampler runs for every
+    micro-batch.
 
     References:
         Grathwohl et al. 2020. https://arxiv.org/abs/1912.03263
@@ -45,22 +55,22 @@ class JEM(ConditionalEBM):
         generative_weight: Weight of -log p(x).
         joint_weight: Weight of -log p(x, y).
         class_conditional_weight: Weight of -log p(x|y).
-        energy_l2: Weight a of the mean squares of both phases' logsumexp (Du & Mordatch 2019); 0.1 is the JEM author's
-            advice. It bounds the generative term from below, by -w^2 / 2a for a generative weight w, so that energies
-            of data and chains cannot run apart: at temperature 1, training without it explodes. The price is a
-            flatter density: take 0 or little where log p(x) itself is wanted and chains follow the energy.
-        data_noise: Standard deviation of Gaussian noise added to training data, in units of x (JEM: 0.03). Where p(x)
-            has batches of its own, to those alone: noise that chains need blurs what a classifier sees, which takes
-            its own from the data module.
-        optimizer: Makes the optimiser from the parameters.
-        lr_scheduler: Makes the schedule from the optimiser; it is stepped after every optimiser step.
-        compute: Precision, layout and compilation of the network while chains move, such as ``Compute.auto()``; the
-            loss itself is computed as the trainer has it. By default chains are computed likewise.
-        seed: Of the chains; by default PyTorch's initial seed, which ``seed_everything`` sets. Each rank has its own
-            stream.
+        energy_l2: Weight a of the mean squared logsumexp of data and negatives (Du & Mordatch 2019); JEM's author
+            recommends 0.1. It bounds the generative term from below, by -w^2 / 2a for a generative weight w, so that
+            the energies of data and chains cannot diverge: at temperature 1, training without it explodes. The cost is
+            a flatter density: use 0 or a small value to estimate log p(x) itself with chains that follow the energy.
+        data_noise: Standard deviation of Gaussian noise added to training data, in units of x (JEM: 0.03). If the
+            generative terms have separate batches, only those get it: chains need this noise, but it blurs the
+            classifier's inputs. Noise for the classifier is set in the data module.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the learning-rate schedule from the optimizer; it is stepped after every optimizer step.
+        compute: Precision, memory layout and compilation of the network while chains move, such as
+            ``Compute.auto()``. By default the same as for the loss, which the trainer sets.
+        seed: Seed of the chains; by default PyTorch's initial seed, which ``seed_everything`` sets. Each rank has a
+            separate stream.
 
     Raises:
-        ValueError: A negative weight, all weights 0, and whatever :class:`ConditionalEBM` raises.
+        ValueError: A negative weight, all weights 0, or an error of :class:`ConditionalEBM`.
     """
 
     def __init__(
@@ -84,7 +94,6 @@ class JEM(ConditionalEBM):
     ) -> None:
         super().__init__(classifier, num_classes, support, optimizer=optimizer, lr_scheduler=lr_scheduler)
         self.sampler: Sampler = rebuild(sampler, Sampler, "sampler") or SGLD.jem()
-        self.note_hyperparameters(implied_temperature=self.sampler.implied_temperature)
         self.conditional_weight = conditional_weight
         self.generative_weight = generative_weight
         self.joint_weight = joint_weight
@@ -94,175 +103,97 @@ class JEM(ConditionalEBM):
         self._check_weights()
         self.chains: Chains = rebuild(chains, Chains, "chains") or ReplayBuffer()
         self.class_chains = copy.deepcopy(self.chains)
-        self.class_chains.start = self.chains.start  # fitted once, for both
+        self.class_chains.initial = self.chains.initial  # the same object, so that it is fitted once
         self.compute: Compute | None = rebuild(compute, Compute, "compute")
         self.seed = seed
-        self._shared: Tensor | None = None
-        self._shared_logits: Tensor | None = None
-        self.last_move: State | None = None
-        self.last_energies: tuple[Tensor, Tensor] | None = None
-        self._last_slots: tuple[Chains, Tensor | None] | None = None
+        self.chain_step: ChainStep | None = None  # what the last training step did with its chains
 
-    # The terms of the loss: override these.
+    # The loss, from top to bottom: override any of these.
 
-    def loss_terms(
-        self, x: Tensor, y: Tensor, x_gen: Tensor | None = None, y_gen: Tensor | None = None
-    ) -> dict[str, tuple[float, Tensor]]:
-        """As for :class:`ConditionalEBM`; the generative terms take ``x_gen`` and ``y_gen`` where they are given."""
-        terms: dict[str, tuple[float, Tensor]] = {}
-        running, whole = bool(self.running_chains()), x_gen is None
-        if self.conditional_weight and running and whole and not differs_in_training(self.classifier):
-            return self._shared_terms(x, y)
-        if self.conditional_weight:
-            terms["clf"] = (self.conditional_weight, self.conditional_loss(x, y))
-        if running:
-            terms["gen"] = (1.0, self.generative_loss(x if x_gen is None else x_gen, y if y_gen is None else y_gen))
-        return terms
+    def loss_terms(self, x: Tensor, y: Tensor, x_gen: Tensor | None = None, y_gen: Tensor | None = None) -> Terms:
+        """The weight and value of each term of the loss. Term ``t`` is logged as ``train/loss_t``.
 
-    def generative_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The weighted sum of the generative terms, mean over the batch, up to their log Z.
+        The generative term has the gradient of the weighted negative log-likelihoods, but its value says nothing about
+        convergence. One forward pass serves both terms if they have the same batch and the network behaves identically
+        in train and eval mode.
 
-        Its gradient is that of the negative log-likelihoods; its value says nothing about convergence.
+        Arguments:
+            x: Inputs of the conditional term, shape (N, *shape).
+            y: Their labels, shape (N,).
+            x_gen: Inputs of the generative terms, shape (M, *shape); by default ``x``.
+            y_gen: Their labels, shape (M,).
+        """
+        if not self.running_chains():
+            return {"clf": (self.conditional_weight, self.conditional_loss(self(x), y))}
+        one_pass = x_gen is None and not differs_in_training(self.classifier)
+        if x_gen is None or y_gen is None:
+            x_gen, y_gen = x, y
+        clf = None
+        if self.conditional_weight and not one_pass:
+            # Before the passes in eval mode: their backward reads batch-norm statistics, which this pass changes.
+            clf = precompute_gradient(self.conditional_loss(self(x), y), self)
+        negative = self.negative_phase(x_gen, y_gen)  # before other graphs exist: chains need the memory
+        with nullcontext() if one_pass else eval_mode(self.energy):
+            logits = self(x_gen)
+        gen = self.positive_phase(logits, x_gen, y_gen) + negative
+        if self.conditional_weight and one_pass:
+            clf = self.conditional_loss(logits, y)
+        return ({} if clf is None else {"clf": (self.conditional_weight, clf)}) | {"gen": (1.0, gen)}
+
+    def positive_phase(self, logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Weighted energies of the data, mean over the batch: what training lowers.
+
+        Arguments:
+            logits: Logits of the data in eval mode, shape (N, K).
+            x: The data, shape (N, *shape).
+            y: Labels, shape (N,).
+        """
+        energy = self.energy.from_logits(logits, x)
+        loss = self.generative_weight * energy.mean() + len(self.running_chains()) * self._l2(logits)
+        if self.joint_weight or self.class_conditional_weight:
+            energy_y = self.energy.from_logits(logits, x, y)
+            loss = loss + (self.joint_weight + self.class_conditional_weight) * energy_y.mean()
+            energy = energy_y if self.class_conditional_weight else energy
+        if self.chain_step is not None:
+            self.chain_step.energy_pos = energy.detach().mean()
+        return loss
+
+    def negative_phase(self, x: Tensor, y: Tensor) -> Tensor:
+        """Minus the weighted energies of the negatives, mean over the batch: training raises these energies.
+
+        Arguments:
+            x: The data, shape (N, *shape); one chain moves for each row.
+            y: Labels, shape (N,), for chains of p(x|y).
         """
         loss = x.new_zeros(())
         if self.generative_weight or self.joint_weight:
-            loss = loss + self._marginal_chains_loss(x, y)
+            loss = loss + self._negative_phase(self.negatives(x), None, self.generative_weight + self.joint_weight)
         if self.class_conditional_weight:
-            loss = loss + self._class_chains_loss(x, y)
+            loss = loss + self._negative_phase(self.negatives(x, y), y, self.class_conditional_weight)
         return loss
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, shape (N, K); once for all terms of a loss that share the batch."""
-        if self._shared is None or x is not self._shared:
-            return super().forward(x)
-        if self._shared_logits is None:
-            self._shared_logits = super().forward(x)
-        return self._shared_logits
-
     def negatives(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """One negative for each row of ``x``, detached: from p(x), or from p(x|y) where ``y`` is given."""
+        """One negative for each row of ``x``, detached: from p(x), or from p(x|y) if ``y`` is given."""
         chains = self.chains if y is None else self.class_chains
         energy = self.energy if y is None else functools.partial(self.energy, y=y)
         start, index = chains.draw(len(x), y, self.generator, data=x)
-        self.last_move = self.sampler.run(
-            energy, start, support=self.support, generator=self.generator, compute=self.compute
-        )
-        chains.store(index, self.last_move.x)
-        self._last_slots = chains, index
-        return self.last_move.x
+        state = self.sampler.run(energy, start, support=self.support, generator=self.generator, compute=self.compute)
+        chains.store(index, state.x)
+        self.chain_step = ChainStep(chains, index, state)
+        return state.x
 
-    def restart_chains(self, attempt: int, factor: float = 1.0) -> None:
-        """After a divergence: the chains that moved last start anew, the sampler is reseeded and its step shortened.
-
-        Arguments:
-            attempt: Numbers the stream of random numbers: never twice the same.
-            factor: By which the sampler's step is multiplied; the law that it aims at stays.
-        """
-        self.generator = self._make_generator("chains", attempt)
-        if self._last_slots is not None:
-            chains, index = self._last_slots
-            chains.restart(index, self.generator)
-        if factor != 1:
-            self.sampler = self.sampler.shortened(factor)
-
-    # Lightning's hooks.
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        if self.last_energies is not None:
-            energy_pos, energy_neg = self.last_energies
-            self.log_dict({"train/energy_pos": energy_pos, "train/energy_neg": energy_neg}, prog_bar=True)
-        return loss
-
-    def on_fit_start(self) -> None:
-        if self.generator is None:
-            fit_starts(self)
-            self.start_chains()
-        super().on_fit_start()
-
-    def start_chains(self) -> None:
-        """Seed this rank's generator and start its chains. ``fit`` does it; a training loop of your own has to."""
-        self.generator = self._make_generator("chains")
-        for name, chains in self.running_chains().items():
-            num_classes = self.num_classes if name == "class_chains" else None
-            chains.setup(self.support, num_classes, self.generator)
-
-    # What the terms are made of.
-
-    def _shared_terms(self, x: Tensor, y: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """Both terms from one forward pass of the data, for a network that is in train mode what it is in eval mode."""
-        self._shared = x
-        try:
-            gen = self.generative_loss(x, y)  # first, so that no graph is kept while chains move
-            return {"clf": (self.conditional_weight, self.conditional_loss(x, y)), "gen": (1.0, gen)}
-        finally:
-            self._shared = self._shared_logits = None
-
-    def _marginal_chains_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        weight = self.generative_weight + self.joint_weight
-        logits, negative, energy_neg = self._two_phases(x, self.negatives(x), None, weight)
-        energy_pos = self.energy.from_logits(logits, x)
-        self._watch(energy_pos, energy_neg)
-        loss = self.generative_weight * energy_pos.mean() + negative + self._l2(logits)
-        if self.joint_weight:
-            loss = loss + self.joint_weight * self.energy.from_logits(logits, x, y).mean()
-        return loss
-
-    def _class_chains_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        weight = self.class_conditional_weight
-        logits, negative, energy_neg = self._two_phases(x, self.negatives(x, y), y, weight)
-        energy_pos = self.energy.from_logits(logits, x, y)
-        self._watch(energy_pos, energy_neg)
-        return weight * energy_pos.mean() + negative + self._l2(logits)
-
-    def _two_phases(self, x: Tensor, x_neg: Tensor, y: Tensor | None, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the data, the negatives' part of the loss, and their energies E(x) or E(x, y)."""
-        shared = x is self._shared
+    def _negative_phase(self, x_neg: Tensor, y: Tensor | None, weight: float) -> Tensor:
         with eval_mode(self.energy):
-            logits_neg = self.energy.logits(x_neg if shared else torch.cat([x, x_neg]))
-        if not shared:
-            logits, logits_neg = logits_neg.chunk(2)
-        energy_neg = self.energy.from_logits(logits_neg, x_neg, y)
-        negative = self._l2(logits_neg) - weight * energy_neg.mean()
-        energy_neg = energy_neg.detach()
-        if shared:
-            negative = settled(negative, self.energy)
-            del logits_neg  # and with it the graph, before there is another
-            logits = self(x)
-        return logits, negative, energy_neg
+            logits = self.energy.logits(x_neg)
+        energy = self.energy.from_logits(logits, x_neg, y)
+        if self.chain_step is not None:
+            self.chain_step.energy_neg = energy.detach().mean()
+        return precompute_gradient(self._l2(logits) - weight * energy.mean(), self.energy)
 
     def _l2(self, logits: Tensor) -> Tensor:
         return self.energy_l2 * logits.logsumexp(1).square().mean() if self.energy_l2 else logits.new_zeros(())
 
-    def _watch(self, energy_pos: Tensor, energy_neg: Tensor) -> None:
-        self.last_energies = energy_pos.detach().mean(), energy_neg.detach().mean()
-
-    def _training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
-        if not is_split(batch):
-            x, y = self._checked(batch, batch_idx)
-            return self._noisy(x), y
-        x, y = self._checked(batch["clf"], batch_idx)
-        x_gen, y_gen = self._checked(batch["gen"], batch_idx)
-        return x, y, self._noisy(x_gen), y_gen
-
-    def _noisy(self, x: Tensor) -> Tensor:
-        if not self.data_noise:
-            return x
-        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-        return self.support.reflect(x + self.data_noise * noise)
-
-    def _make_generator(self, *stream: str | int) -> torch.Generator:
-        """This rank's, for the stream of that name."""
-        seed = torch.initial_seed() if self.seed is None else self.seed
-        return make_generator(seed, self.global_rank, *stream, device=self.device)
-
-    def _check_weights(self) -> None:
-        names = ("conditional_weight", "generative_weight", "joint_weight", "class_conditional_weight")
-        for name in (*names, "energy_l2", "data_noise"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"'{name}' should be 0 or positive, got {getattr(self, name)}.")
-        if not any(getattr(self, name) for name in names):
-            raise ValueError("'conditional_weight' or a generative weight should be positive, got 0 for all of them.")
+    # Chains.
 
     def running_chains(self) -> dict[str, Chains]:
         needed = {
@@ -271,10 +202,80 @@ class JEM(ConditionalEBM):
         }
         return {name: getattr(self, name) for name, weight in needed.items() if weight}
 
-    def _blow_up(self, values: dict[str, Tensor]) -> str:
-        energy_pos, energy_neg = self.last_energies or (math.nan, math.nan)
+    def start_chains(self) -> None:
+        """Seed this rank's generator and set up its chains. ``fit`` calls it; a hand-written loop has to."""
+        self.generator = self._make_generator("chains")
+        for name, chains in self.running_chains().items():
+            num_classes = self.num_classes if name == "class_chains" else None
+            chains.setup(self.support, num_classes, self.generator)
+
+    def restart_chains(self, attempt: int, factor: float = 1.0) -> None:
+        """After a divergence: reinitialize the chains that moved last, reseed the sampler and scale its step.
+
+        Arguments:
+            attempt: Number of the random stream; use each number once.
+            factor: Scales the sampler's step; the distribution that it targets does not change.
+        """
+        self.generator = self._make_generator("chains", attempt)
+        if self.chain_step is not None:
+            self.chain_step.chains.reinitialize(self.chain_step.index, self.generator)
+        if factor != 1:
+            self.sampler = self.sampler.scale_step(factor)
+
+    # Lightning's hooks.
+
+    def training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
+        if not has_two_parts(batch):
+            x, y = self.checked_batch(batch, batch_idx)
+            return self._noisy(x), y
+        x, y = self.checked_batch(batch["clf"], batch_idx)
+        x_gen, y_gen = self.checked_batch(batch["gen"], batch_idx)
+        return x, y, self._noisy(x_gen), y_gen
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        step = self.chain_step
+        if step is not None and step.energy_pos is not None and step.energy_neg is not None:
+            energies = {"train/energy_pos": step.energy_pos, "train/energy_neg": step.energy_neg}
+            self.log_dict(energies, prog_bar=True)
+        return loss
+
+    def on_fit_start(self) -> None:
+        if self.generator is None:
+            fit_initial(self)
+            self.start_chains()
+        super().on_fit_start()
+
+    def derived_hyperparameters(self) -> dict[str, Any]:
+        return {"implied_temperature": self.sampler.implied_temperature}
+
+    def _noisy(self, x: Tensor) -> Tensor:
+        if not self.data_noise:
+            return x
+        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        return self.support.reflect(x + self.data_noise * noise)
+
+    def _make_generator(self, *stream: str | int) -> torch.Generator:
+        """This rank's generator for the stream of that name."""
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        return make_generator(seed, self.global_rank, *stream, device=self.device)
+
+    def _check_weights(self) -> None:
+        names = ("conditional_weight", "generative_weight", "joint_weight", "class_conditional_weight")
+        for name in (*names, "energy_l2", "data_noise"):
+            check_number(name, getattr(self, name), at_least=0)
+        if not any(getattr(self, name) for name in names):
+            raise ValueError("'conditional_weight' or a generative weight should be positive, got 0 for all of them.")
+
+    def _divergence_message(self, values: dict[str, Tensor]) -> str:
+        step = self.chain_step
+        energy_pos, energy_neg = (math.nan, math.nan) if step is None else (step.energy_pos, step.energy_neg)
         return (
-            f"{super()._blow_up(values)} The last mean energies were {float(energy_pos):.4g} of data and "
-            f"{float(energy_neg):.4g} of negatives: if they ran apart, lower the sampler's 'step_size' or raise its "
+            f"{super()._divergence_message(values)} The last mean energies were {_shown(energy_pos)} of data and "
+            f"{_shown(energy_neg)} of negatives: if they diverged, lower the sampler's 'step_size' or raise its "
             "'steps', set 'energy_l2' to 0.1, or clip gradients."
         )
+
+
+def _shown(energy: Tensor | float | None) -> str:
+    return f"{math.nan if energy is None else float(energy):.4g}"

@@ -1,0 +1,25 @@
+"""Every private attribute of Lightning that this package uses, each behind a function.
+
+``tests/resume/test_lightning_privates.py`` checks that the installed Lightning still has them.
+"""
+
+from typing import Any
+
+import lightning as L
+
+
+def train_dataloader(trainer: L.Trainer) -> Any:
+    """What ``fit`` received for training: the loader itself, or a new one from the data module or the module."""
+    return trainer.fit_loop._data_source.dataloader()
+
+
+def in_epoch(trainer: L.Trainer) -> bool:
+    """Whether a training epoch has started and its loaders are set up."""
+    return trainer.fit_loop._data_fetcher is not None
+
+
+def validation_is_due(trainer: L.Trainer) -> bool:
+    """Whether Lightning validates after the current training batch."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return trainer.enable_validation and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
