@@ -1,4 +1,4 @@
-"""Callbacks that look at a model in training or test and never touch it, and one that rescues it."""
+"""Callbacks that evaluate a model without changing the run, and DivergenceGuard, which rolls back a diverging run."""
 
 from ebm_lightning.callbacks.ais_log_z import AISLogZ
 from ebm_lightning.callbacks.calibration import Calibration

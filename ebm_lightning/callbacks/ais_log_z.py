@@ -1,85 +1,89 @@
-"""log Z while a model trains: annealed importance sampling as a callback, on any number of ranks."""
+"""Log Z and likelihood during training and at test, by annealed importance sampling on all ranks."""
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from ebm_lightning.callbacks.evaluation import Evaluation, Stage
-from ebm_lightning.callbacks.pictures import publish
+from ebm_lightning.callbacks.base import Evaluation, Stage, TrainerRanks, due
+from ebm_lightning.callbacks.figures import publish
+from ebm_lightning.checks import check_integer
+from ebm_lightning.evaluation.metrics import bits_per_dim
 from ebm_lightning.modules import ConditionalEBM
-from ebm_lightning.partition.ais import integrable, make_plan
-from ebm_lightning.partition.islands import Progress, combine, island_sizes, run_islands
-from ebm_lightning.partition.log_z import LogZ
-from ebm_lightning.partition.plan import Plan, Schedule
-from ebm_lightning.partition.proposals import Proposal, Reference
-from ebm_lightning.partition.rbm import classification_rbm_ais
+from ebm_lightning.partition import LogZ, ais
+from ebm_lightning.partition.annealing_path import Schedule
+from ebm_lightning.partition.proposals import checked_proposal
+from ebm_lightning.partition.smc import island_sizes
 from ebm_lightning.samplers import GHMC, HMC
-from ebm_lightning.streams import make_generator
-from ebm_lightning.supports import Binary, Box
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ebm_lightning.samplers.base import Progress
+from ebm_lightning.supports import Box, Density
 
 
 class AISLogZ(Evaluation):
-    r"""Estimates log Z every few epochs and at test, and with it the likelihood of the evaluated data.
+    r"""Estimates log Z, and from it the likelihood of the evaluated data, every few epochs and at test.
 
-    Logs ``ais/log_z``, ``ais/std_err``, ``ais/ess``, ``ais/reliable`` (1 or 0), the model's own class prior
-    ``ais/prior_<y>``, ``ais/log_likelihood`` in nats and, given ``num_levels``, ``ais/bits_per_dim`` with the error
-    that log Z leaves in it, ``ais/bits_per_dim_std_err``; draws the effective sample size along the path. All hold for
-    temperature 1: chains trained at another temperature leave their mass elsewhere, and the likelihood will say so. A
-    log Z that is too low makes data look too likely: read the bits with ``ais/std_err`` beside them, and not at all
-    where ``ais/reliable`` is 0.
+    Logs ``ais/log_z``, ``ais/std_err``, ``ais/ess``, ``ais/reliable`` (1 or 0), the model's class prior
+    ``ais/prior_<y>`` and ``ais/log_likelihood`` in nats. With ``num_levels`` it also logs ``ais/bits_per_dim`` and the
+    error of log Z in these units, ``ais/bits_per_dim_std_err``. Plots the effective sample size along the path
+    (``ais/ess``).
 
-    The pilot and the islands are dealt to the ranks; every island has a stream of its own, so N ranks give the
-    estimate of one. Energies are those of the module in float32, autocast off, for chains and data alike.
+    All values are for temperature 1. For a model trained with chains at another temperature they describe another
+    distribution, and the likelihood will be low. An underestimated log Z makes data look more likely than they are:
+    check ``ais/std_err``, and ignore ``ais/bits_per_dim`` where ``ais/reliable`` is 0.
+
+    Chains are grouped into independent blocks (islands), which are distributed over the ranks. Each island has a
+    separate random stream, so N ranks give the same estimate as one. Energies of chains and data are computed in
+    float32, with autocast disabled.
 
     .. math:: \text{bits/dim} = -\frac{\mathbb{E} \log p(x)}{D \log 2} + \log_2 \frac{Q}{high - low}
 
     References:
         Neal 2001. https://arxiv.org/abs/physics/9803008
-        Theis, van den Oord & Bethge, A note on the evaluation of generative models, 2016, for the bits.
+        Theis, van den Oord & Bethge, A note on the evaluation of generative models, 2016, for bits per dimension.
 
     Arguments:
-        every_n_epochs: Epochs between estimates; 0 for test (and ``trainer.validate``) alone.
-        temperatures, chains, kernel, schedule, resample, chunk_size, proposal: As for
-            :func:`ebm_lightning.partition.ais`; chains are the sum over ranks.
-        num_levels: Q, the integer levels of the data before they were dequantised uniformly into the box (256 for
-            8-bit images); None leaves the bits out.
-        directory: Where the picture goes; the trainer's log folder by default.
-        seed: Of the estimate.
+        every_n_epochs: Epochs between estimates; 0 for ``trainer.test`` and ``trainer.validate`` only.
+        temperatures, num_chains, kernel, schedule, resample, chunk_size, proposal: As for
+            :func:`ebm_lightning.partition.ais`. ``num_chains`` is the total over all ranks.
+        num_levels: Q, the number of integer levels of the data before uniform dequantization into the box (256 for
+            8-bit images). If None, bits per dimension is not logged.
+        directory: Folder of the figure; by default the trainer's log folder.
+        seed: Seed of the estimate.
         progress: Wraps this rank's loop over temperatures, such as ``tqdm.tqdm``.
 
     Raises:
-        ValueError: ``num_levels`` without a box, or infinite mass without a proposal.
+        ValueError: A number is out of range. At setup: ``num_levels`` without a box, or no ``proposal`` although the
+            support has infinite mass.
     """
 
     def __init__(
         self,
         every_n_epochs: int = 10,
         temperatures: int = 250,
-        chains: int = 1000,
+        num_chains: int = 1000,
         *,
         kernel: HMC | None = None,
         schedule: Schedule = "adaptive",
         resample: bool = True,
         chunk_size: int | None = None,
-        proposal: Proposal | None = None,
+        proposal: Density | None = None,
         num_levels: int | None = None,
         directory: Path | str | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        island_sizes(chains, chunk_size)  # complains now, not after an epoch
+        check_integer("every_n_epochs", every_n_epochs, at_least=0)
+        check_integer("temperatures", temperatures, at_least=1)
+        check_integer("num_levels", num_levels, at_least=2, optional=True)
+        island_sizes(num_chains, chunk_size)  # raises now rather than after an epoch
         self.every_n_epochs = every_n_epochs
         self.temperatures = temperatures
-        self.chains = chains
+        self.num_chains = num_chains
         self.kernel = kernel or GHMC()
         self.schedule: Schedule = schedule
         self.resample = resample
@@ -98,21 +102,20 @@ class AISLogZ(Evaluation):
         assert isinstance(pl_module, ConditionalEBM)
         if self.num_levels is not None and not isinstance(pl_module.support, Box):
             raise ValueError(
-                f"'num_levels' should be None on {type(pl_module.support).__name__}, got {self.num_levels}."
+                f"'num_levels' should be None on {type(pl_module.support).__name__}, got {self.num_levels}. "
+                "Bits per dimension need a Box."
             )
-        if self.proposal is None:
-            Reference(pl_module.support)
+        checked_proposal(self.proposal, pl_module.support)
 
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
-        fitting = trainer.state.fn == "fit"
-        self._due = not fitting or bool(self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0)
+        self._due = trainer.state.fn != "fit" or due(trainer.current_epoch + 1, self.every_n_epochs)
         self._energies = []
 
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
         if not self._due:
             return
         if not self._energies:
-            # Not at the epoch's end: weight averaging may by then have taken back the weights that were evaluated.
+            # At the first batch, because weight averaging may restore the training weights before the epoch ends.
             self.result = self.estimate(module.trainer, module)
         with torch.autocast(module.device.type, enabled=False):
             self._energies.append(module.energy(batch[0]).double().cpu())
@@ -120,88 +123,67 @@ class AISLogZ(Evaluation):
     def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         if not self._due or self.result is None:
             return
-        for name, value in self._figures(self.result, trainer, module).items():
+        for name, value in self._metrics(self.result, trainer, module).items():
             module.log(f"ais/{name}", value, sync_dist=True, batch_size=1)
         if not self.result.reliable:
-            rank_zero_warn(
-                f"log Z is unreliable: {self.result.log_z:.3f} +- {self.result.std_err:.3f} nats, effective share "
-                f"{self.result.ess:.3f} of {self.chains} chains. Raise 'temperatures' or 'chains'."
-            )
+            rank_zero_warn(self._unreliable(self.result))
         if trainer.is_global_zero and len(self.result.ess_curve):
-            publish(trainer, "ais/ess", ess_curve(self.result), self.directory)
+            publish(trainer, "ais/ess", plot_ess(self.result), self.directory)
 
     def estimate(self, trainer: L.Trainer, module: ConditionalEBM) -> LogZ:
-        """log Z from all ranks' islands; the same on every rank."""
-        energy, support, device = module.energy, module.support, module.device
-        if isinstance(support, Binary):  # no gradient to follow: block Gibbs, the same on every rank
-            generator = make_generator(self.seed, "rbm", device=device)
-            return classification_rbm_ais(
-                energy, temperatures=self.temperatures, chains=self.chains, generator=generator
+        """log Z from the islands of all ranks; the same on every rank."""
+        with torch.autocast(module.device.type, enabled=False):
+            return ais(
+                module.energy,
+                module.support,
+                proposal=self.proposal,
+                kernel=self.kernel,
+                temperatures=self.temperatures,
+                num_chains=self.num_chains,
+                schedule=self.schedule,
+                resample=self.resample,
+                chunk_size=self.chunk_size,
+                generator=torch.Generator(module.device),
+                seed=self.seed,
+                progress=self.progress,
+                ranks=TrainerRanks(trainer),
             )
-        proposal, rank, world = self.proposal or Reference(support), trainer.global_rank, trainer.world_size
-        sizes = dict(enumerate(island_sizes(self.chains, self.chunk_size)))
-        mine = {k: n for k, n in sizes.items() if k % world == rank}
-        with torch.autocast(device.type, enabled=False):
-            if not integrable(energy, support, proposal, make_generator(self.seed, "rays", device=device)):
-                return LogZ(math.nan, math.nan, 0.0, integrable=False, reliable=False)
-            plan = make_plan(
-                energy, support, proposal, self.kernel, self.temperatures, self.schedule, self.seed, device
-            )
-            plan = share(plan)
-            islands = run_islands(
-                energy, support, proposal, self.kernel, plan, mine, self.seed, device, self.resample, self.progress
-            )
-        gathered = gather(islands)
-        return combine([gathered[k] for k in sorted(gathered)], plan, self.kernel, self.resample)
 
-    def _figures(self, result: LogZ, trainer: L.Trainer, module: ConditionalEBM) -> dict[str, float]:
-        figures = {
+    def _metrics(self, result: LogZ, trainer: L.Trainer, module: ConditionalEBM) -> dict[str, float]:
+        metrics = {
             "log_z": result.log_z,
             "std_err": result.std_err,
             "ess": result.ess,
             "reliable": float(result.reliable),
         }
         if result.per_class is not None:
-            figures |= {f"prior_{y}": p for y, p in enumerate(result.prior.tolist())}
-        energies = torch.cat(list(gather({trainer.global_rank: torch.cat(self._energies)}).values()))
-        figures["log_likelihood"] = -float(energies.mean()) - result.log_z
+            metrics |= {f"prior_{y}": p for y, p in enumerate(result.prior.tolist())}
+        energies = torch.cat(TrainerRanks(trainer).all_gather(torch.cat(self._energies)))
+        metrics["log_likelihood"] = -float(energies.mean()) - result.log_z
         if self.num_levels is not None and isinstance(module.support, Box):
-            nats = -figures["log_likelihood"] / math.prod(module.support.shape)
-            width = module.support.high - module.support.low
-            figures["bits_per_dim"] = nats / math.log(2) + math.log2(self.num_levels / width)
-            figures["bits_per_dim_std_err"] = result.std_err / (math.prod(module.support.shape) * math.log(2))
-        return figures
+            shape, width = module.support.shape, module.support.high - module.support.low
+            metrics["bits_per_dim"] = bits_per_dim(metrics["log_likelihood"], shape, width, self.num_levels)
+            metrics["bits_per_dim_std_err"] = result.std_err / (math.prod(shape) * math.log(2))
+        return metrics
+
+    def _unreliable(self, result: LogZ) -> str:
+        if not result.integrable:
+            return "log Z is unreliable: the energy falls along some ray, so Z is infinite. Use a Box or a Gaussian."
+        return (
+            f"log Z is unreliable: {result.log_z:.3f} +- {result.std_err:.3f} nats, with a relative effective sample "
+            f"size of {result.ess:.3f} from {self.num_chains} chains. Raise 'temperatures' or 'num_chains'."
+        )
 
 
-def share(plan: Plan) -> Plan:
-    """Rank 0's path, on every rank."""
-    if not dist.is_initialized():
-        return plan
-    box = [plan]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def gather(mine: dict[int, Any]) -> dict[int, Any]:
-    """Every rank's numbered parts; shares may be uneven or empty."""
-    if not dist.is_initialized():
-        return mine
-    parts: list[dict[int, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, mine)
-    return {k: v for part in parts for k, v in part.items()}
-
-
-def ess_curve(result: LogZ) -> "Figure":
-    """Effective sample size and acceptance along the path: a dip is where it is too steep."""
-    from matplotlib.figure import Figure
-
+def plot_ess(result: LogZ) -> Figure:
+    """Effective sample size and acceptance along the path. Where they dip, temperatures are too far apart."""
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.add_subplot()
     path = torch.linspace(0, 1, len(result.ess_curve)).numpy()
-    axes.plot(path, result.ess_curve.numpy(), label="effective share of chains")
-    axes.plot(path, result.acceptance.numpy(), label="acceptance", alpha=0.6)
+    axes.plot(path, result.ess_curve.numpy(), label="relative effective sample size")
+    axes.plot(path, result.acceptance.numpy(), label="acceptance rate", alpha=0.6)
     axes.plot(path, result.betas[1:].numpy(), "--", color="grey", label="beta")
-    axes.set(xlabel="share of the temperatures", ylim=(0, 1.02))
+    axes.set(xlabel="fraction of temperatures done", ylim=(0, 1.02))
     axes.set_title(f"log Z = {result.log_z:.2f} ± {result.std_err:.2f}" + ("" if result.reliable else ", UNRELIABLE"))
     axes.legend(fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""Figures that say how the chains of a training run fare, before the loss does."""
+"""Chain diagnostics."""
 
 from typing import Any
 
@@ -6,39 +6,40 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ebm_lightning.callbacks.base import due
 from ebm_lightning.chains import ReplayBuffer
+from ebm_lightning.chains.step import ChainStep
+from ebm_lightning.checks import check_integer
 from ebm_lightning.modules import JEM
-from ebm_lightning.samplers import State
 from ebm_lightning.supports import Box
 
-WALL = 1e-3  # of the box's width: nearer than that is at the wall
+WALL = 1e-3  # a component closer to a wall than this fraction of the box's width counts as at the wall
 
 
 class ChainDiagnostics(L.Callback):
-    r"""Logs, every few steps, figures of the chains that moved last.
+    r"""Logs diagnostics of the chains that moved in the last training step. Problems show here before in the loss.
 
-    - ``chains/energy_gap``: mean E(x_neg) - mean E(x_pos), about 0 where chains follow the model; it grows without
-      bound before a run diverges.
+    - ``chains/energy_gap``: mean E(x_neg) - mean E(x_pos), in nats. It is about 0 where chains follow the model, and
+      grows without bound before a run diverges.
     - ``chains/gradient_norm``: mean norm of dE/dx at the chains.
-    - ``chains/at_wall``: share of components within a thousandth of the box's width of its walls; 1 means that the
-      walls, not the energy, hold the chains.
-    - ``chains/duplicates``: share of the batch's chains that are copies of another: 0, or something is wrong.
-    - ``chains/age_mean``, ``chains/age_max``: calls of the sampler since a buffer's chains last started anew.
-    - ``chains/acceptance``: of an exact kernel's last move.
-    - ``chains/step_size``: of the sampler, which a :class:`DivergenceGuard` may shorten.
+    - ``chains/at_wall``: fraction of components within a thousandth of the box's width of a wall. At 1, the walls and
+      not the energy keep the chains in place.
+    - ``chains/duplicates``: fraction of the batch's chains that equal another one. It should be 0.
+    - ``chains/age_mean``, ``chains/age_max``: sampler calls since a chain of the replay buffer was last reinitialized.
+    - ``chains/acceptance``: acceptance rate of an exact kernel's last step.
+    - ``chains/step_size``: step size of the sampler, which :class:`DivergenceGuard` may reduce.
 
-    It reads what the step left behind and evaluates no energy.
+    All values come from the training step; no energy is evaluated for them.
 
     Arguments:
-        every_n_steps: Optimiser steps between two readings.
+        every_n_steps: Optimizer steps between two logs.
 
     Raises:
-        ValueError: ``every_n_steps`` below 1; at the start of ``fit``, a module without chains.
+        ValueError: ``every_n_steps`` is below 1. At the start of ``fit``: the module has no chains.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"'every_n_steps' should be at least 1, got {every_n_steps}.")
+        check_integer("every_n_steps", every_n_steps, at_least=1)
         self.every_n_steps = every_n_steps
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,38 +47,39 @@ class ChainDiagnostics(L.Callback):
             raise ValueError(f"ChainDiagnostics needs a JEM, got {type(pl_module).__name__}. Leave it out.")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % self.every_n_steps == 0 and pl_module.last_move is not None:
-            for name, value in figures(pl_module, pl_module.last_move).items():
+        if due(trainer.global_step, self.every_n_steps) and pl_module.chain_step is not None:
+            for name, value in chain_metrics(pl_module, pl_module.chain_step).items():
                 pl_module.log(f"chains/{name}", value)
 
 
 @torch.no_grad()
-def figures(module: JEM, move: State) -> dict[str, Tensor | float]:
-    """The figures by name; those that do not apply are left out."""
-    result: dict[str, Tensor | float] = {
-        "gradient_norm": move.gradient.flatten(1).norm(dim=1).mean(),
-        "duplicates": duplicates(move.x),
+def chain_metrics(module: JEM, step: ChainStep) -> dict[str, Tensor | float]:
+    """The metrics by name. Those that do not apply to the module are left out."""
+    state = step.state
+    metrics: dict[str, Tensor | float] = {
+        "gradient_norm": state.gradient.flatten(1).norm(dim=1).mean(),
+        "duplicates": duplicates(state.x),
     }
-    if module.last_energies is not None:
-        result["energy_gap"] = module.last_energies[1] - module.last_energies[0]
+    if step.energy_gap is not None:
+        metrics["energy_gap"] = step.energy_gap
     if isinstance(module.support, Box):
-        result["at_wall"] = at_wall(move.x, module.support)
-    if move.accepted is not None:
-        result["acceptance"] = move.accepted.float().mean()
-    if isinstance(module.chains, ReplayBuffer) and (module.generative_weight or module.joint_weight):
-        age = module.chains.age.float()
-        result |= {"age_mean": age.mean(), "age_max": age.max()}
+        metrics["at_wall"] = at_wall(state.x, module.support)
+    if state.accepted is not None:
+        metrics["acceptance"] = state.accepted.float().mean()
+    if isinstance(step.chains, ReplayBuffer):
+        age = step.chains.age.float()
+        metrics |= {"age_mean": age.mean(), "age_max": age.max()}
     if hasattr(module.sampler, "step_size"):
-        result["step_size"] = float(module.sampler.step_size)
-    return result
+        metrics["step_size"] = float(module.sampler.step_size)
+    return metrics
 
 
 def at_wall(x: Tensor, box: Box) -> Tensor:
-    """Share of components of ``x`` that touch a wall."""
+    """Fraction of the components of ``x`` that touch a wall."""
     middle, half = (box.high + box.low) / 2, (box.high - box.low) / 2
     return ((x - middle).abs() > half * (1 - 2 * WALL)).float().mean()
 
 
 def duplicates(x: Tensor) -> float:
-    """Share of rows of ``x`` that equal an earlier one."""
+    """Fraction of the rows of ``x`` that equal an earlier row."""
     return 1 - len(torch.unique(x.flatten(1), dim=0)) / len(x)

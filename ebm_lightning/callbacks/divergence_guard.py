@@ -1,4 +1,4 @@
-"""A guard that takes a diverging run back to where it was sound, and goes on from there another way."""
+"""Roll back a diverging run to the last good snapshot."""
 
 import copy
 import math
@@ -10,12 +10,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
+from ebm_lightning.checks import check_integer, check_number
 from ebm_lightning.modules import JEM, ConditionalEBM
 
 
 class Snapshot(NamedTuple):
-    """A sound state of a run on this rank."""
+    """State of a run on this rank, taken after a good step."""
 
     step: int
     module: dict[str, Tensor]
@@ -25,31 +27,36 @@ class Snapshot(NamedTuple):
 
 
 class DivergenceGuard(L.Callback):
-    r"""Watches every step before its update, and rolls back a run that diverges.
+    r"""Checks every step before the weights are updated, and rolls the run back if it diverges.
 
-    A step is bad if its loss or a gradient is not finite, if the energy gap \|E(x_neg) - E(x_pos)\| exceeds
-    ``max_energy_gap``, or if the gap, the norm of the parameters' gradient or that of the chains' gradient leaves the
-    running bounds, ``tolerance`` robust standard deviations (1.4826 times the median absolute deviation; norms on a
-    log scale) around the median of the last sound steps. The weights are then not updated with it. Model, optimiser,
-    scheduler and chains go back to a snapshot, the chains that moved last start anew, the sampler gets fresh random
-    numbers and, unless ``backoff`` is 1, a shorter step at the same temperature. Where the next steps are bad too, an
-    older snapshot is taken. Every event is a warning and is logged as ``guard/rollbacks``. On several processes, one
-    bad rank takes all back together.
+    A step is bad if
 
-    A gap that stays wide means that the chains cannot follow the energy. At temperature 1 an energy that is sharper
-    than the sampler's step lets none follow it: a shorter step mends that, another seed would not.
+    - its loss or a gradient is not finite,
+    - the energy gap \|E(x_neg) - E(x_pos)\| exceeds ``max_energy_gap``, or
+    - the gap, the norm of the parameters' gradient or the norm of the chains' gradient is more than ``tolerance``
+      robust standard deviations away from its median over the last good steps. A robust standard deviation is 1.4826
+      times the median absolute deviation; norms are compared on a log scale.
+
+    The weights are not updated with a bad step. Instead, model, optimizer, scheduler and chains are restored from a
+    snapshot, the chains that moved last are reinitialized, and the sampler is reseeded. Unless ``backoff`` is 1, its
+    step size is also reduced; the temperature does not change. If the next steps are bad too, an older snapshot is
+    restored. Every rollback is a warning and is logged as ``guard/rollbacks``. With several processes, a bad step on
+    one rank rolls back all of them.
+
+    A gap that stays wide means that the chains cannot follow the energy. At temperature 1, this happens where the
+    energy is sharper than the sampler's step can resolve. A smaller step fixes that, another seed does not.
 
     Arguments:
-        every_n_steps: Steps between two snapshots; up to twice as many are lost to a rollback.
-        max_rollbacks: Events after which the run ends with an error.
-        backoff: Multiplies the sampler's step at each rollback.
-        max_energy_gap: In nats; by default the number of dimensions of x.
+        every_n_steps: Steps between two snapshots. A rollback loses up to twice as many.
+        max_rollbacks: Number of rollbacks after which the run stops with an error.
+        backoff: Factor of the sampler's step size at each rollback, in (0, 1].
+        max_energy_gap: Largest energy gap in nats; by default the number of dimensions of x.
         tolerance: Width of the running bounds, in robust standard deviations.
-        window: Sound steps that the bounds rest on; there are none before.
+        window: Number of good steps from which the bounds are computed; the first steps have none.
 
     Raises:
-        ValueError: A number outside its range; at the start of ``fit``, a module that is no ConditionalEBM.
-        RuntimeError: More than ``max_rollbacks`` events.
+        ValueError: A number is out of range. At the start of ``fit``: the module is not a ConditionalEBM.
+        RuntimeError: More than ``max_rollbacks`` rollbacks.
     """
 
     def __init__(
@@ -61,13 +68,12 @@ class DivergenceGuard(L.Callback):
         tolerance: float = 30.0,
         window: int = 200,
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("max_rollbacks", max_rollbacks), ("window", window)):
-            if value < 1:
-                raise ValueError(f"'{name}' should be at least 1, got {value}.")
-        if not 0 < backoff <= 1:
-            raise ValueError(f"'backoff' should be in (0, 1], got {backoff}. 1 leaves the sampler's step alone.")
-        if not tolerance > 0:
-            raise ValueError(f"'tolerance' should be positive, got {tolerance}.")
+        check_integer("every_n_steps", every_n_steps, at_least=1)
+        check_integer("max_rollbacks", max_rollbacks, at_least=1)
+        check_integer("window", window, at_least=1)
+        check_number("backoff", backoff, above=0, at_most=1, remedy="1 keeps the sampler's step size.")
+        check_number("max_energy_gap", max_energy_gap, above=0, optional=True)
+        check_number("tolerance", tolerance, above=0)
         self.every_n_steps = every_n_steps
         self.max_rollbacks = max_rollbacks
         self.backoff = backoff
@@ -79,6 +85,7 @@ class DivergenceGuard(L.Callback):
         }
         self._snapshots: deque[Snapshot] = deque(maxlen=3)
         self._loss: Tensor | None = None
+        self._resumed = False
 
     # Lightning's hooks.
 
@@ -90,8 +97,9 @@ class DivergenceGuard(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._snapshots.clear()
         self._snapshots.append(snapshot(trainer, pl_module))
-        if self.rollbacks and isinstance(pl_module, JEM):  # resumed: the checkpoint holds the sampler's first step
-            pl_module.sampler = pl_module.sampler.shortened(self.backoff**self.rollbacks)
+        if self._resumed and isinstance(pl_module, JEM):  # built with the sampler's original step size
+            pl_module.sampler = pl_module.sampler.scale_step(self.backoff**self.rollbacks)
+        self._resumed = False
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
         self._loss = loss.detach()
@@ -99,7 +107,7 @@ class DivergenceGuard(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         cause = self._cause(pl_module)
         if trainer.strategy.reduce_boolean_decision(cause is not None, all=False):
-            self._roll_back(trainer, pl_module, cause or "a bad step on another process")
+            self._roll_back(trainer, pl_module, cause or "a bad step on another rank")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step - self._snapshots[-1].step >= self.every_n_steps:
@@ -114,13 +122,14 @@ class DivergenceGuard(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rollbacks = state_dict["rollbacks"]
+        self._resumed = True
         for name, values in state_dict["seen"].items():
             self._seen[name].extend(values)
 
-    # What a bad step is.
+    # Detection of a bad step.
 
     def _cause(self, module: ConditionalEBM) -> str | None:
-        """Why the step is bad, in words; None for a sound one, which then moves the bounds."""
+        """Why the step is bad. None for a good step, which is then added to the running bounds."""
         values = self._values(module)
         for name, value in values.items():
             if not math.isfinite(value):
@@ -137,13 +146,14 @@ class DivergenceGuard(L.Callback):
         return None
 
     def _values(self, module: ConditionalEBM) -> dict[str, float]:
-        """All that is watched, with one transfer from the device."""
+        """All monitored values, by one transfer from the device."""
         parts = {"gradient norm": gradient_norm(module)}
         if self._loss is not None:
             parts["loss"] = self._loss
-        if isinstance(module, JEM) and module.last_energies is not None and module.last_move is not None:
-            parts["energy gap"] = module.last_energies[1] - module.last_energies[0]
-            parts["chain gradient norm"] = module.last_move.gradient.flatten(1).norm(dim=1).mean()
+        step = module.chain_step if isinstance(module, JEM) else None
+        if step is not None and step.energy_gap is not None:
+            parts["energy gap"] = step.energy_gap
+            parts["chain gradient norm"] = step.state.gradient.flatten(1).norm(dim=1).mean()
         numbers = torch.stack([part.float() for part in parts.values()]).tolist()
         return dict(zip(parts, numbers, strict=True))
 
@@ -152,19 +162,19 @@ class DivergenceGuard(L.Callback):
             return self.max_energy_gap
         return math.inf if module.support.shape is None else float(math.prod(module.support.shape))
 
-    # What follows from one.
+    # Rollback.
 
     def _roll_back(self, trainer: L.Trainer, module: ConditionalEBM, cause: str) -> None:
         step = trainer.global_step
         self.rollbacks += 1
         if self.rollbacks > self.max_rollbacks:
             raise RuntimeError(
-                f"Training diverged again at step {step} ({cause}), after {self.max_rollbacks} rollbacks. Nothing was "
-                "updated with that step. Raise the sampler's temperature or 'data_noise', set 'energy_l2' to 0.1, "
-                "lower the learning rate, or raise 'max_rollbacks'."
+                f"Training diverged again at step {step} ({cause}), after {self.max_rollbacks} rollbacks. The weights "
+                "were not updated with that step. Raise the sampler's temperature or 'data_noise', set 'energy_l2' to "
+                "0.1, lower the learning rate, or raise 'max_rollbacks'."
             )
         if len(self._snapshots) > 1:
-            self._snapshots.pop()  # taken while the run was on its way to the bad step
+            self._snapshots.pop()  # probably taken when the run was already diverging
         good = self._snapshots[-1]
         restore(good, trainer, module)
         if isinstance(module, JEM):
@@ -173,13 +183,13 @@ class DivergenceGuard(L.Callback):
             f"Training diverged at step {step}: {cause}. Rolled back to the state of step {good.step} "
             f"(rollback {self.rollbacks} of at most {self.max_rollbacks})."
         )
-        self._snapshots[-1] = good._replace(step=step)  # the next one is due a full interval from here
+        self._snapshots[-1] = good._replace(step=step)  # the next snapshot is a full interval from here
         for logger in trainer.loggers:
             logger.log_metrics({"guard/rollbacks": float(self.rollbacks)}, step=step)
 
 
 def snapshot(trainer: L.Trainer, module: ConditionalEBM) -> Snapshot:
-    """A copy of all that a rollback needs, on the devices where it is."""
+    """A copy of everything that a rollback restores, on the same devices."""
     return Snapshot(
         trainer.global_step,
         {name: value.detach().clone() for name, value in module.state_dict().items()},
@@ -190,7 +200,7 @@ def snapshot(trainer: L.Trainer, module: ConditionalEBM) -> Snapshot:
 
 
 def restore(good: Snapshot, trainer: L.Trainer, module: ConditionalEBM) -> None:
-    """Put the run back; without gradients, the optimiser's step that is due moves nothing."""
+    """Restore the run from ``good``. Gradients are set to None, so the optimizer step that follows changes nothing."""
     module.load_state_dict(good.module)
     for optimizer, state in zip(trainer.optimizers, good.optimizers, strict=True):
         optimizer.load_state_dict(copy.deepcopy(state))
@@ -202,13 +212,12 @@ def restore(good: Snapshot, trainer: L.Trainer, module: ConditionalEBM) -> None:
 
 
 def gradient_norm(module: L.LightningModule) -> Tensor:
-    """Norm of all gradients together; 0 without any."""
-    norms = [p.grad.detach().norm() for p in module.parameters() if p.grad is not None]
-    return torch.stack(norms).norm() if norms else torch.zeros((), device=module.device)
+    """Norm of all gradients as one vector; 0 if there are none."""
+    return get_total_norm([p.grad.detach() for p in module.parameters() if p.grad is not None]).to(module.device)
 
 
 def within(value: float, seen: deque[float], tolerance: float, log: bool) -> bool:
-    """Whether ``value`` is near the median of ``seen``; True while too few are."""
+    """Whether ``value`` is within the bounds around the median of ``seen``; True until ``seen`` is full."""
     if len(seen) < (seen.maxlen or 1):
         return True
     values = [math.log(v + 1e-12) for v in seen] if log else list(seen)

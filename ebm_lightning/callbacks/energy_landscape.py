@@ -1,32 +1,36 @@
-"""Whether the energy still pulls where chains are: the norm of its gradient at data, at chains and on the way out."""
+"""Gradient norms at data, at chains and along rays."""
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from ebm_lightning.callbacks.evaluation import Evaluation, Stage
-from ebm_lightning.callbacks.pictures import publish
+from ebm_lightning.callbacks.base import Evaluation, Stage, due
+from ebm_lightning.callbacks.figures import publish
 from ebm_lightning.chains import DataInit, ReplayBuffer
+from ebm_lightning.checks import check_integer, check_number
 from ebm_lightning.modules import JEM, ConditionalEBM
-from ebm_lightning.samplers import quiet, value_and_gradient
-from ebm_lightning.streams import make_generator
+from ebm_lightning.rng import make_generator
+from ebm_lightning.samplers import frozen, value_and_gradient
 from ebm_lightning.supports import Binary, Box
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-SHOWN = 1e-8  # the picture's smallest gradient: below, all is flat
+SMALLEST_SHOWN = 1e-8  # gradient norms in the figure are clamped to at least this
 
 
 class Landscape(NamedTuple):
-    """What one rank saw: gradient norms at data (N,), at chains (M,) or None, and energies and norms along rays.
+    """Measurements of one rank.
 
-    ``distance`` (S,) is in units of x; ``energy`` and ``norm`` are (N, S), NaN beyond the walls of a box.
+    Attributes:
+        data: Gradient norms at data, shape (N,).
+        chains: Gradient norms at chains, shape (M,), or None.
+        distance: Distances from the data along each ray, shape (S,), in units of x.
+        energy: Energies along the rays, shape (N, S); NaN outside a box.
+        norm: Gradient norms along the rays, shape (N, S); NaN outside a box.
     """
 
     data: Tensor
@@ -37,27 +41,27 @@ class Landscape(NamedTuple):
 
 
 class EnergyLandscape(Evaluation):
-    r"""Measures the norm of grad E at data, at chains and along straight rays that leave the data.
+    r"""Norm of grad E at data, at chains and along straight rays from the data. Warns where it vanishes at chains.
 
-    Logs the medians ``landscape/gradient_data``, ``landscape/gradient_chains`` and ``landscape/gradient_far`` (the ends
-    of the rays), and ``landscape/lost``, the share of chains whose gradient is below ``floor`` times the largest median
-    met at data or along the rays. A chain there feels noise alone and never finds its way back, so training learns
-    nothing from it; where more than half of them are lost, a warning says so. A saturating energy,
-    E(x) = a tanh(b |x|^2), does that. Small gradients at data are no fault: that is where a trained energy is lowest.
+    Logs the median norms ``landscape/gradient_data``, ``landscape/gradient_chains`` and ``landscape/gradient_far`` (at
+    the ends of the rays), and ``landscape/lost``: the fraction of chains whose gradient is below ``floor`` times the
+    largest median at data and along the rays. Such a chain moves by noise only and does not return to the data, so
+    training learns nothing from it. If more than half of the chains are lost, there is a warning. Saturating energies
+    such as E(x) = a tanh(b |x|^2) cause this. Small gradients at data are normal: a trained energy is lowest there.
 
-    Chains are those of a ReplayBuffer, else fresh ones moved by the module's sampler. Each rank looks at its first
-    batch; the picture (``landscape/rays``) is rank 0's.
+    Chains are those of the ReplayBuffer, or new ones moved by the module's sampler. Each rank measures on its first
+    batch. The figure (``landscape/rays``) is of rank 0.
 
     Arguments:
-        every_n_epochs: Epochs between looks; 0 for test and ``trainer.validate`` alone.
-        points: Most data points, rays and chains to look at.
-        reach: Length of the rays, in root mean square distances of the data from their mean.
-        floor: Share of the largest median gradient below which a gradient has vanished.
-        directory: Where the PNG goes; the trainer's log folder by default.
-        seed: Of the rays and of fresh chains.
+        every_n_epochs: Epochs between measurements; 0 for ``trainer.test`` and ``trainer.validate`` only.
+        points: Largest number of data points, rays and chains.
+        reach: Length of the rays, in units of the root mean square distance of the data from their mean.
+        floor: A gradient norm has vanished if it is below this fraction of the largest median.
+        directory: Folder of the figure; by default the trainer's log folder.
+        seed: Seed of the rays and of new chains.
 
     Raises:
-        ValueError: A number that is not positive; at the start, a support whose points have nothing between them.
+        ValueError: A number is out of range. At setup: the support is discrete.
     """
 
     def __init__(
@@ -69,9 +73,10 @@ class EnergyLandscape(Evaluation):
         directory: Path | str | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("points", points), ("reach", reach), ("floor", floor)):
-            if not value > 0:
-                raise ValueError(f"'{name}' should be positive, got {value}.")
+        check_integer("every_n_epochs", every_n_epochs, at_least=0)
+        check_integer("points", points, at_least=1)
+        check_number("reach", reach, above=0)
+        check_number("floor", floor, above=0)
         self.every_n_epochs = every_n_epochs
         self.points = points
         self.reach = reach
@@ -85,35 +90,34 @@ class EnergyLandscape(Evaluation):
         super().setup(trainer, pl_module, stage)
         if isinstance(getattr(pl_module, "support", None), Binary):
             raise ValueError(
-                "'support' should be continuous for EnergyLandscape, got Binary: corners have no gradient."
+                "'support' should be continuous for EnergyLandscape, got Binary. The energy has no gradient there."
             )
 
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
-        every = self.every_n_epochs
-        self._due = trainer.state.fn != "fit" or bool(every and (trainer.current_epoch + 1) % every == 0)
+        self._due = trainer.state.fn != "fit" or due(trainer.current_epoch + 1, self.every_n_epochs)
         self.result = None
 
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
         if self._due and self.result is None:
-            self.result = self.look(module, batch[0][: self.points])
+            self.result = self.measure(module, batch[0][: self.points])
 
     def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         if self.result is None:
             return
-        figures = self.figures(self.result)
-        for name, value in figures.items():
+        metrics = self.metrics(self.result)
+        for name, value in metrics.items():
             module.log(f"landscape/{name}", value, sync_dist=True, batch_size=1)
-        if figures.get("lost", 0.0) > 0.5:
+        if metrics.get("lost", 0.0) > 0.5:
             rank_zero_warn(
-                f"The gradient vanishes where chains are: {100 * figures['lost']:.0f} % of them have less than "
-                f"{self.floor:g} of the largest gradient, {self._scale(self.result):.3g}, and feel noise alone. Start "
-                "chains at the data (DataInit), raise 'reinit_prob', or take a network that does not saturate."
+                f"The gradient vanishes at the chains: for {100 * metrics['lost']:.0f} % of them its norm is below "
+                f"{self.floor:g} times the largest median, {self._scale(self.result):.3g}, so they move by noise only. "
+                "Start chains at the data (DataInit), raise 'reinit_prob', or use a network that does not saturate."
             )
         if trainer.is_global_zero:
-            publish(trainer, "landscape/rays", draw(self.result), self.directory)
+            publish(trainer, "landscape/rays", plot_rays(self.result), self.directory)
 
-    def look(self, module: ConditionalEBM, x: Tensor) -> Landscape:
-        """Energies and gradient norms from the data ``x`` (N, *shape) outwards, and at chains."""
+    def measure(self, module: ConditionalEBM, x: Tensor) -> Landscape:
+        """Gradient norms at chains, and energies and gradient norms along rays from the data ``x`` (N, *shape)."""
         generator = make_generator(self.seed, module.global_rank, "landscape", device=module.device)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(module.device.type, enabled=False):
             x = x.clone().float()
@@ -122,22 +126,22 @@ class EnergyLandscape(Evaluation):
             ray = ray / ray.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
             spread = (x - x.mean(0)).flatten(1).square().sum(1).mean().sqrt().clamp(min=1e-6)
             distance = torch.linspace(0, self.reach, 41, device=x.device) * spread
-            with quiet(module.energy):
+            with frozen(module.energy):
                 along = [_measure(module, x + d * ray) for d in distance]
                 energy, norm = (torch.stack(part, 1).cpu() for part in zip(*along, strict=True))
                 at_chains = None if chains is None else _measure(module, chains)[1].cpu()
         return Landscape(norm[:, 0], at_chains, distance.cpu(), energy, norm)
 
-    def figures(self, seen: Landscape) -> dict[str, float]:
-        """What is logged, under ``landscape/``."""
-        figures = {"gradient_data": float(seen.data.median()), "gradient_far": float(_medians(seen.norm)[-1])}
-        if seen.chains is not None:
-            figures["gradient_chains"] = float(seen.chains.median())
-            figures["lost"] = float((seen.chains < self.floor * self._scale(seen)).float().mean())
-        return figures
+    def metrics(self, landscape: Landscape) -> dict[str, float]:
+        """The metrics that are logged, without the prefix ``landscape/``."""
+        metrics = {"gradient_data": float(landscape.data.median()), "gradient_far": float(_medians(landscape.norm)[-1])}
+        if landscape.chains is not None:
+            metrics["gradient_chains"] = float(landscape.chains.median())
+            metrics["lost"] = float((landscape.chains < self.floor * self._scale(landscape)).float().mean())
+        return metrics
 
-    def _scale(self, seen: Landscape) -> float:
-        return float(_medians(seen.norm).max())
+    def _scale(self, landscape: Landscape) -> float:
+        return float(_medians(landscape.norm).max())
 
     def _chains(self, module: ConditionalEBM, x: Tensor, generator: torch.Generator) -> Tensor | None:
         if not isinstance(module, JEM):
@@ -145,8 +149,7 @@ class EnergyLandscape(Evaluation):
         if isinstance(module.chains, ReplayBuffer) and module.generator is not None:
             order = torch.randperm(module.chains.size, generator=generator, device=module.chains.x.device)
             return module.chains.x[order[: self.points]].to(x.device)
-        at_data = isinstance(module.chains, DataInit)
-        start = x if at_data else module.support.sample(len(x), generator=generator)
+        start = x if isinstance(module.chains, DataInit) else module.support.sample(len(x), generator=generator)
         return module.sampler(module.energy, start, support=module.support, generator=generator)
 
 
@@ -161,28 +164,26 @@ def _measure(module: ConditionalEBM, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _medians(values: Tensor) -> Tensor:
-    """Of each column with any value, shape (at most S,): the last is where the longest ray inside ends."""
+    """Median of each column, shape (at most S,). Columns without values, where all rays are outside, are left out."""
     medians = values.nanmedian(0).values
     return medians[medians.isfinite()]
 
 
-def draw(seen: Landscape) -> "Figure":
-    """Energy and gradient norm against the distance from the data: medians, and the middle 80 % of rays."""
-    from matplotlib.figure import Figure
-
+def plot_rays(landscape: Landscape) -> Figure:
+    """Energy and gradient norm against the distance from the data: median and middle 80 % of the rays."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = figure.subplots(1, 2)
-    for ax, values in zip(panels, (seen.energy, seen.norm.clamp(min=SHOWN)), strict=True):
+    for ax, values in zip(panels, (landscape.energy, landscape.norm.clamp(min=SMALLEST_SHOWN)), strict=True):
         low, middle, high = values.nanquantile(torch.tensor([0.1, 0.5, 0.9]), 0).numpy()
-        ax.fill_between(seen.distance.numpy(), low, high, alpha=0.25)
-        ax.plot(seen.distance.numpy(), middle, label="rays from the data")
+        ax.fill_between(landscape.distance.numpy(), low, high, alpha=0.25)
+        ax.plot(landscape.distance.numpy(), middle, label="median over rays")
         ax.set_xlabel("distance from the data, in units of x")
     panels[0].set(ylabel="E(x)", title="energy")
-    panels[1].set(ylabel="|grad E(x)|", title="gradient", yscale="log")
-    marks = [("data", seen.data, "tab:green", "--"), ("chains", seen.chains, "tab:red", ":")]
-    for name, norm, colour, style in marks:
+    panels[1].set(ylabel="|grad E(x)|", title="gradient norm", yscale="log")
+    lines = [("data", landscape.data, "tab:green", "--"), ("chains", landscape.chains, "tab:red", ":")]
+    for name, norm, color, style in lines:
         if norm is not None:
-            height = max(float(norm.median()), SHOWN)
-            panels[1].axhline(height, color=colour, ls=style, lw=2, label=f"median at {name}")
+            height = max(float(norm.median()), SMALLEST_SHOWN)
+            panels[1].axhline(height, color=color, ls=style, lw=2, label=f"median at {name}")
     panels[1].legend(fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""What becomes of the classifier when its inputs first take a few steps down the energy."""
+"""Accuracy and energy after a few sampler steps from the test images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,32 +8,33 @@ import torch
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 
-from ebm_lightning.callbacks.evaluation import Evaluation, Quota, Stage, check_positive
-from ebm_lightning.callbacks.fresh import Progress, chain_sampler
+from ebm_lightning.callbacks.base import Evaluation, Quota, Stage, chosen_sampler
+from ebm_lightning.checks import check_integer
 from ebm_lightning.modules import ConditionalEBM
+from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import Sampler
-from ebm_lightning.streams import make_generator
+from ebm_lightning.samplers.base import Progress
 
 
 class Refinement(Evaluation):
-    """Accuracy and energy of test images after k steps of the sampler, started at the images themselves.
+    """Accuracy and energy of test images after k sampler steps that start at the images.
 
     Logs ``refine/accuracy_<k>`` and ``refine/energy_change_<k>``, the mean of E(x_k) - E(x_0) in nats, for each k, and
-    ``refine/images``. Where images are typical of the model, neither moves much; an energy that falls by hundreds of
-    nats says that chains run away from the data.
+    ``refine/images``, the number of images. If images are typical samples of the model, neither changes much. If the
+    energy falls by hundreds of nats, chains leave the data.
 
     References:
         Grathwohl et al. 2020, sec. 5.4 (JEM-k), and their ``test_clf --n_steps``. https://arxiv.org/abs/1912.03263
 
     Arguments:
-        steps: Each k; one run of the longest gives all of them. 0 is the images as they are.
-        sampler: Moves the images; the module's own by default.
-        limit: Most images, over all ranks; all where it is None.
-        seed: Of the sampler; each rank has its own stream.
+        steps: All values of k. One run of the largest k measures all of them; 0 stands for the unchanged images.
+        sampler: Moves the images; by default the module's.
+        limit: Largest number of images, over all ranks; None for all.
+        seed: Seed of the sampler; each rank has a separate stream.
         progress: Wraps the loop over steps of each batch, such as ``tqdm.tqdm``.
 
     Raises:
-        ValueError: A negative k, or none.
+        ValueError: ``steps`` is empty or contains a negative number, or ``limit`` is below 1.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Refinement(Evaluation):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        check_positive(limit=limit)
-        if not steps or min(steps) < 0:
-            raise ValueError(f"'steps' should be numbers of steps, 0 or positive, got {tuple(steps)}.")
+        check_integer("limit", limit, at_least=1, optional=True)
+        if not steps:
+            raise ValueError(f"'steps' should contain at least one number of steps, got {steps}.")
+        for k in steps:
+            check_integer("steps", k, at_least=0)
         self.steps = tuple(steps)
         self.sampler = sampler
         self.limit = limit
@@ -75,10 +78,10 @@ class Refinement(Evaluation):
             longest = max(self.steps)
             if not longest:
                 return
-            sampler = chain_sampler(module, self.sampler, longest)
+            sampler = chosen_sampler(module, self.sampler, longest)
             path = sampler.trajectory(module.energy, x, support=module.support, generator=self._generator)
             steps = range(1, longest + 1)
-            for k, state in zip(self.progress(steps) if self.progress else steps, path, strict=True):
+            for k, state in zip((self.progress or iter)(steps), path, strict=True):
                 self._measure(k, module, state.x, y, start)
 
     def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:

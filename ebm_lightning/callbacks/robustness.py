@@ -1,47 +1,48 @@
-"""How much of the accuracy is left on images that were changed on purpose, and on noisy ones."""
+"""Accuracy under adversarial attack and under Gaussian noise."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 
-from ebm_lightning.attacks import PGD
-from ebm_lightning.callbacks.evaluation import Evaluation, Quota, Stage, check_positive
-from ebm_lightning.callbacks.fresh import Progress
-from ebm_lightning.callbacks.pictures import publish
+from ebm_lightning.callbacks.base import Evaluation, Quota, Stage
+from ebm_lightning.callbacks.figures import publish
+from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.evaluation.attacks import PGD
 from ebm_lightning.modules import ConditionalEBM
-from ebm_lightning.streams import make_generator
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ebm_lightning.rng import make_generator
+from ebm_lightning.samplers.base import Progress
 
 
 class Robustness(Evaluation):
-    """Accuracy at test under projected gradient descent and under Gaussian noise, on ``limit`` images spread evenly.
+    """Test accuracy under projected gradient descent (PGD) and under Gaussian noise.
 
-    Logs ``robust/linf_<eps>``, ``robust/l2_<eps>``, ``robust/noise_<std>``, ``robust/clean`` and ``robust/images``, and
-    draws the curves (``robust/curves``). An image that a smaller ball holds an error for is in error in a larger one,
-    and one that is misclassified as it is counts as lost, so that only what still stands is attacked. The attack sees
-    the gradients of the plain classifier p(y|x) and no refinement; it bounds robustness from above, see
-    :class:`ebm_lightning.attacks.PGD`. All sizes are in units of x: in a box [-1, 1] an eps of 0.2 moves a pixel by a
-    tenth of its range.
+    Logs ``robust/clean``, ``robust/linf_<eps>``, ``robust/l2_<eps>``, ``robust/noise_<std>`` and ``robust/images``, the
+    number of images, and plots the accuracies (``robust/curves``). All sizes are in units of x: in a box [-1, 1], an
+    eps of 0.2 changes a pixel by up to a tenth of its range.
+
+    Errors at a smaller eps count at larger eps of the same norm, and misclassified images count as errors at every
+    eps, so only images that are still classified correctly are attacked. The attack uses gradients of the classifier
+    p(y|x), without refinement. Its accuracy is an upper bound on the robust accuracy, see
+    :class:`ebm_lightning.evaluation.attacks.PGD`.
 
     Arguments:
-        linf: Radii of the largest change of any component.
-        l2: Radii of the Euclidean length of the change.
-        noise: Standard deviations of Gaussian noise; pixels beyond the box are clamped to it.
-        steps: Gradients that each attack follows.
-        limit: Most images, over all ranks; all where it is None.
-        directory: Where the PNG goes; the trainer's log folder by default.
-        seed: Of random starts and noise; each rank has its own stream.
+        linf: Radii of L-inf attacks: the largest change of a component.
+        l2: Radii of L2 attacks: the Euclidean length of the change.
+        noise: Standard deviations of Gaussian noise. Noisy images are clamped to the support.
+        steps: Gradient steps of each attack.
+        limit: Largest number of images, over all ranks, spread evenly over the test set; None for all.
+        directory: Folder of the figure; by default the trainer's log folder.
+        seed: Seed of random starts and noise; each rank has a separate stream.
         progress: Wraps the loop over attacks of each batch, such as ``tqdm.tqdm``.
 
     Raises:
-        ValueError: A number that is not positive.
+        ValueError: A number is not positive.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class Robustness(Evaluation):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        check_positive(steps=steps, limit=limit)
+        check_integer("steps", steps, at_least=1)
+        check_integer("limit", limit, at_least=1, optional=True)
         for std in noise:
-            check_positive(noise=std)
+            check_number("noise", std, above=0)
         self.linf = tuple(linf)
         self.l2 = tuple(l2)
         self.noise = tuple(noise)
@@ -87,66 +89,64 @@ class Robustness(Evaluation):
         if not len(x):
             return
         with torch.autocast(module.device.type, enabled=False):
-            clean = self._right(module, x, y)
+            clean = self._correct(module, x, y)
             self.metrics["clean"].update(clean)
             for std in self.noise:
                 noise = torch.randn(x.shape, generator=self._generator, device=x.device)
                 noisy = module.support.clamp(x + std * noise)
-                self.metrics[_name("noise", std)].update(self._right(module, noisy, y))
+                self.metrics[_name("noise", std)].update(self._correct(module, noisy, y))
             self._attack(module, x, y, clean)
 
     def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         if not self.metrics:
             return
-        figures = {name: float(metric.compute()) for name, metric in self.metrics.items()}
-        module.log_dict({f"robust/{name}": value for name, value in figures.items()}, sync_dist=True)
+        accuracies = {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        module.log_dict({f"robust/{name}": value for name, value in accuracies.items()}, sync_dist=True)
         module.log("robust/images", float(self._quota.seen), sync_dist=True, reduce_fx="sum")
         if trainer.is_global_zero:
-            publish(trainer, "robust/curves", self._draw(figures), self.directory)
+            publish(trainer, "robust/curves", self._plot(accuracies), self.directory)
 
     def _attack(self, module: ConditionalEBM, x: Tensor, y: Tensor, clean: Tensor) -> None:
-        order = range(len(self._attacks))
-        standing = {"linf": clean.bool(), "l2": clean.bool()}
-        for k in self.progress(order) if self.progress else order:
+        """Run all attacks, those of each norm by increasing eps."""
+        correct = {"linf": clean.bool(), "l2": clean.bool()}
+        for k in (self.progress or iter)(range(len(self._attacks))):
             attack = self._attacks[k]
-            alive = standing[attack.norm].nonzero().squeeze(1)
-            left = torch.zeros_like(standing[attack.norm])
-            if len(alive):
+            index = correct[attack.norm].nonzero().squeeze(1)
+            still_correct = torch.zeros_like(correct[attack.norm])
+            if len(index):
                 attacked = attack(
-                    module.energy.logits, x[alive], y[alive], support=module.support, generator=self._generator
+                    module.energy.logits, x[index], y[index], support=module.support, generator=self._generator
                 )
-                left[alive] = self._right(module, attacked, y[alive]).bool()
-            standing[attack.norm] = left
-            self.metrics[_name(attack.norm, attack.eps)].update(left.float())
+                still_correct[index] = self._correct(module, attacked, y[index]).bool()
+            correct[attack.norm] = still_correct
+            self.metrics[_name(attack.norm, attack.eps)].update(still_correct.float())
 
-    def _right(self, module: ConditionalEBM, x: Tensor, y: Tensor) -> Tensor:
+    def _correct(self, module: ConditionalEBM, x: Tensor, y: Tensor) -> Tensor:
         """1 for each image that is classified correctly, else 0, shape (N,)."""
-        return (module.energy.logits(x).argmax(1) == y).float() if len(x) else x.new_zeros(0)
+        return (module.energy.logits(x).argmax(1) == y).float()
 
-    def _draw(self, figures: dict[str, float]) -> "Figure":
+    def _plot(self, accuracies: dict[str, float]) -> Figure:
         panels = {
             "L-inf attack: radius eps": ("linf", self.linf),
             "L2 attack: radius eps": ("l2", self.l2),
             "Gaussian noise: standard deviation": ("noise", self.noise),
         }
         curves = {
-            title: {0.0: figures["clean"]} | {size: figures[_name(kind, size)] for size in sorted(sizes)}
+            title: {0.0: accuracies["clean"]} | {size: accuracies[_name(kind, size)] for size in sorted(sizes)}
             for title, (kind, sizes) in panels.items()
             if sizes
         }
-        return robustness_curves(curves)
+        return plot_robustness(curves)
 
 
-def robustness_curves(curves: dict[str, dict[float, float]]) -> "Figure":
-    """A panel for each kind of change: accuracy against its size in units of x."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.2 * max(1, len(curves)), 2.8), layout="constrained")
-    for ax, (title, points) in zip(
-        figure.subplots(1, max(1, len(curves)), squeeze=False)[0], curves.items(), strict=False
-    ):
+def plot_robustness(curves: dict[str, dict[float, float]]) -> Figure:
+    """Accuracy against the size of the change in units of x, one panel for each kind of change."""
+    columns = max(1, len(curves))
+    figure = Figure(figsize=(3.2 * columns, 2.8), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    for ax, (title, points) in zip(panels, curves.items(), strict=False):
         ax.plot(list(points), list(points.values()), "o-")
-        ax.set(xlabel=f"{title}", ylim=(-0.02, 1.02), ylabel="accuracy")
+        ax.set(xlabel=title, ylim=(-0.02, 1.02), ylabel="accuracy")
         ax.grid(alpha=0.3)
     return figure
 

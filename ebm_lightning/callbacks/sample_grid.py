@@ -1,4 +1,4 @@
-"""A picture of what the model dreams: its persistent chains, or chains run for the picture alone."""
+"""Grid of samples."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,33 +6,34 @@ from typing import Any, Literal
 import lightning as L
 from torch import Tensor
 
-from ebm_lightning.callbacks.fresh import chain_sampler, fresh_samples
-from ebm_lightning.callbacks.pictures import image_grid, image_support, publish
+from ebm_lightning.callbacks.base import due
+from ebm_lightning.callbacks.figures import image_grid, image_support, publish
 from ebm_lightning.chains import ReplayBuffer
+from ebm_lightning.checks import check_integer
 from ebm_lightning.modules import JEM, ConditionalEBM
+from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import Sampler
-from ebm_lightning.streams import make_generator
 
 
 class SampleGrid(L.Callback):
-    """Draws a grid of samples every few epochs and when training ends.
+    """A grid of samples every few epochs and at the end of training: persistent chains, or new ones.
 
-    Training chains are read, never moved; fresh chains have a generator of their own. Logged as ``samples/chains`` or
-    ``samples/fresh``, and written as PNG, each over the last.
+    Persistent chains are shown but not moved. New chains use a separate generator. The grid is logged as
+    ``samples/chains`` or ``samples/fresh`` and written as a PNG, which replaces the previous one.
 
     Arguments:
-        every_n_epochs: Epochs between pictures; 0 for one at the end only.
-        samples: Pictures in the grid.
-        source: "chains" takes the buffer's longest-lived chains; "fresh" starts at the support's reference.
-        sampler: Moves fresh chains, computed as the module's are; the module's own by default. Give it more steps
-            than in training.
-        directory: Where PNGs go; the trainer's log folder by default.
-        scale: Whole factor by which pixels are enlarged.
-        seed: Of fresh chains.
+        every_n_epochs: Epochs between grids; 0 for one at the end of training only.
+        samples: Number of images in the grid.
+        source: "chains" shows the oldest chains of the replay buffer. "fresh" runs new chains from the support's
+            reference density.
+        sampler: Moves new chains; by default the module's. Use more steps than in training.
+        directory: Folder of the figure; by default the trainer's log folder.
+        scale: Integer factor by which pixels are enlarged.
+        seed: Seed of new chains.
 
     Raises:
-        ValueError: At the start of ``fit``: the support is no box of images (1 or 3 channels), or "chains" without a
-            ReplayBuffer.
+        ValueError: An argument is out of range. At the start of ``fit``: the support is not a box of images (1 or 3
+            channels), or ``source`` is "chains" and the module has no ReplayBuffer.
     """
 
     def __init__(
@@ -47,6 +48,9 @@ class SampleGrid(L.Callback):
     ) -> None:
         if source not in ("chains", "fresh"):
             raise ValueError(f"'source' should be 'chains' or 'fresh', got {source!r}.")
+        check_integer("every_n_epochs", every_n_epochs, at_least=0)
+        check_integer("samples", samples, at_least=1)
+        check_integer("scale", scale, at_least=1)
         self.every_n_epochs = every_n_epochs
         self.samples = samples
         self.source = source
@@ -63,13 +67,13 @@ class SampleGrid(L.Callback):
             raise ValueError("'source' should be 'fresh' for a module without a ReplayBuffer, got 'chains'.")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._draw(trainer, pl_module)
+        if due(trainer.current_epoch + 1, self.every_n_epochs):
+            self._publish(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._draw(trainer, pl_module)
+        self._publish(trainer, pl_module)
 
-    def _draw(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def _publish(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
         grid = image_grid(self._samples(pl_module), pl_module.support, round(self.samples**0.5), self.scale)
@@ -79,4 +83,4 @@ class SampleGrid(L.Callback):
         if self.source == "chains":
             return module.chains.x[module.chains.age.argsort(descending=True, stable=True)[: self.samples]]
         generator = make_generator(self.seed, "sample grid", device=module.device)
-        return fresh_samples(module, self.samples, chain_sampler(module, self.sampler), generator)
+        return module.sample(self.samples, sampler=self.sampler, initial=module.support, generator=generator)

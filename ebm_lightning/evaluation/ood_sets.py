@@ -1,4 +1,4 @@
-"""Out-of-distribution sets made from a batch: each maps images in a box to images that are not of the data."""
+"""Functions that turn a batch of in-distribution images into out-of-distribution images."""
 
 from collections.abc import Callable
 
@@ -8,34 +8,34 @@ from torch import Tensor
 from ebm_lightning.supports import Binary, Box, Support
 
 OODSet = Callable[[Tensor, Support, torch.Generator], Tensor]
-"""(x, support, generator) -> x': images x of shape (N, *shape), and as many that are out of distribution."""
+"""(x, support, generator) -> x': maps images (N, *shape) to as many out-of-distribution images in the same support."""
 
 
 def noise(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
-    """Draws of the support's reference density: uniform noise in a box."""
+    """Draws from the support's reference density: uniform noise in a box."""
     return support.sample(len(x), generator=generator).to(x)
 
 
 def shuffled(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
-    """Each image with its pixels in an order of its own; channels stay together."""
+    """Each image with its pixels in a random order, different for each image. Channels stay together."""
     pixels = x.flatten(2)
     order = torch.rand(len(x), 1, pixels.shape[2], generator=generator, device=generator.device).argsort(2)
     return pixels.gather(2, order.to(x.device).expand_as(pixels)).view_as(x)
 
 
 def inverted(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
-    """The negative of each image within its box.
+    """The negative of each image: low + high - x.
 
     Raises:
-        ValueError: The support is no box and not binary.
+        ValueError: The support is neither a Box nor Binary.
     """
     if not isinstance(support, Box | Binary):
-        raise ValueError(f"'inverted' images should live in a Box, got {type(support).__name__}.")
+        raise ValueError(f"'support' should be a Box or Binary for inverted images, got {type(support).__name__}.")
     return support.low + support.high - x
 
 
 def transposed(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
-    """Each image mirrored on its diagonal; images should be square."""
+    """Each image with height and width swapped. Images have to be square."""
     return x.mT
 
 
@@ -45,7 +45,7 @@ def flipped(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
 
 
 def interpolated(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
-    """The mean of each image and another of the batch (its neighbour in a random ring)."""
+    """The mean of each image and another image of the batch: its neighbor in a random cycle."""
     order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
     other = torch.empty_like(order).scatter_(0, order, order.roll(1))
     return (x + x[other]) / 2

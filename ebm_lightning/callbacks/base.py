@@ -1,4 +1,4 @@
-"""What callbacks that measure on validation and test data share: one set of hooks for both stages."""
+"""Base class and helpers of callbacks that evaluate a model on validation and test data."""
 
 import math
 from abc import abstractmethod
@@ -9,16 +9,20 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ebm_lightning.chains.sampling import with_steps
 from ebm_lightning.modules import ConditionalEBM
+from ebm_lightning.samplers import SGLD, Sampler
 
 Stage = Literal["val", "test"]
 
 
 class Evaluation(L.Callback):
-    """Calls ``begin``, ``observe`` and ``report`` in each validation or test epoch; the sanity check is left out.
+    """Base class with one set of hooks for validation and test: ``begin``, ``observe`` and ``report``.
+
+    They are called at the start of an epoch, after each batch and at the end. The sanity check is skipped.
 
     Raises:
-        ValueError: The module is no ConditionalEBM.
+        ValueError: The module is not a ConditionalEBM.
     """
 
     @abstractmethod
@@ -26,13 +30,13 @@ class Evaluation(L.Callback):
 
     @abstractmethod
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
-        """``outputs`` are those of the module's step: logits and energies of the batch."""
+        """``outputs`` is what the module's step returned: logits and energies of the batch."""
 
     @abstractmethod
     def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None: ...
 
     def quota(self, limit: int | None, stage: Stage, trainer: L.Trainer) -> "Quota":
-        """``limit`` images of this epoch, this rank's share of them, spread evenly over its images."""
+        """This rank's part of ``limit`` images, spread evenly over the images of this epoch."""
         return Quota(limit, trainer.world_size, _offered(stage, trainer))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -66,15 +70,16 @@ class Evaluation(L.Callback):
 
 
 class Quota:
-    """Some images of an epoch, up to ``limit`` over all ranks; all of them where it is None.
+    """Selects up to ``limit`` images of an epoch, over all ranks. None selects all of them.
 
-    Spread evenly over ``offered`` images, for the order of a test set is rarely random: the first half of MNIST's is
-    the easier one. The first image is always taken. Where it is not known how many come, the first ones are taken.
+    The selected images are spread evenly over the ``offered`` ones, because the order of a test set is rarely random:
+    the first half of MNIST's is easier than the second. The first image is always selected. If ``offered`` is unknown,
+    the first images are selected.
 
     Arguments:
-        limit: Most images, over all ranks.
+        limit: Largest number of images, over all ranks.
         world_size: Number of ranks.
-        offered: How many images this rank will see.
+        offered: Number of images that this rank will see.
     """
 
     def __init__(self, limit: int | None = None, world_size: int = 1, offered: int | None = None) -> None:
@@ -88,22 +93,22 @@ class Quota:
         return self._limit is not None and self.seen >= self._limit
 
     def take(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The rows of each tensor that are wanted; all have as many rows as the first."""
+        """The selected rows of each tensor. All tensors have the same number of rows."""
         index = torch.arange(self._passed, self._passed + len(tensors[0]))
-        rows = index[self._wanted(index)] - self._passed
+        rows = index[self._selected(index)] - self._passed
         rows = rows if self._limit is None else rows[: self._limit - self.seen]
         self._passed += len(index)
         self.seen += len(rows)
         return tuple(tensor[rows.to(tensor.device)] for tensor in tensors)
 
-    def _wanted(self, index: Tensor) -> Tensor:
+    def _selected(self, index: Tensor) -> Tensor:
         if self._limit is None or self._offered is None or self._limit >= self._offered:
             return torch.ones(len(index), dtype=torch.bool)
-        return index * self._limit % self._offered < self._limit  # exactly ``limit`` of ``offered``
+        return index * self._limit % self._offered < self._limit  # true for exactly ``limit`` of ``offered`` indices
 
 
 def _offered(stage: Stage, trainer: L.Trainer) -> int | None:
-    """How many images this rank will see; None if a loader does not say."""
+    """Number of images that this rank will see; None if a loader has no length or batch size."""
     test = stage == "test"
     loaders = trainer.test_dataloaders if test else trainer.val_dataloaders
     batches = trainer.num_test_batches if test else trainer.num_val_batches
@@ -116,8 +121,42 @@ def _offered(stage: Stage, trainer: L.Trainer) -> int | None:
     return images
 
 
-def check_positive(**numbers: float | None) -> None:
-    """Raises ValueError for the first of the named numbers that is not positive; None passes."""
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"'{name}' should be positive, got {value}.")
+def due(count: int, every: int) -> bool:
+    """Whether ``count``, the number of epochs or steps done, is a multiple of ``every``; 0 is never due."""
+    return every > 0 and count % every == 0
+
+
+def chosen_sampler(module: ConditionalEBM, sampler: Sampler | None, steps: int | None = None) -> Sampler:
+    """``sampler``, else the module's sampler, else ``SGLD.jem()``; with ``steps`` steps, if given."""
+    return with_steps(sampler or getattr(module, "sampler", None) or SGLD.jem(), steps)
+
+
+class TrainerRanks:
+    """The processes of a trainer, as :func:`~ebm_lightning.ais` expects them; also gathers results from all ranks.
+
+    Arguments:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.trainer = trainer
+
+    @property
+    def rank(self) -> int:
+        return self.trainer.global_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.trainer.world_size
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value``, on every rank."""
+        return self.trainer.strategy.broadcast(value)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """The ``value`` of every rank, ordered by rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values

@@ -1,4 +1,4 @@
-"""A report as one HTML page that holds everything: pictures as data URIs, no script, no request to anywhere."""
+"""A report as one self-contained HTML page: pictures are data URIs, without scripts or external requests."""
 
 import base64
 import html
@@ -11,28 +11,28 @@ Better = Literal["higher", "lower", "neither"]
 
 
 class Cell(NamedTuple):
-    """A value as it is shown, and whether it is the best of those that it is compared with."""
+    """The text of a value, and whether it is the best of those that it is compared with."""
 
     text: str
     best: bool = False
 
 
 class Table(NamedTuple):
-    """Rows of cells under columns; the first column names the rows."""
+    """Rows of cells. The first column holds the names of the rows."""
 
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
 class Picture(NamedTuple):
-    """A PNG and what it shows."""
+    """A PNG file and its caption."""
 
     path: Path
     caption: str
 
 
 class Section(NamedTuple):
-    """A heading, how to read what follows, and what follows; pictures are ``columns`` side by side."""
+    """A heading, a paragraph on how to read the section, its tables, and its pictures in ``columns`` columns."""
 
     heading: str
     reading: str
@@ -42,9 +42,9 @@ class Section(NamedTuple):
 
 
 def compare(values: Sequence[float | None], better: Better = "neither", digits: int = 4) -> list[Cell]:
-    """A cell for each value; a dash where there is none.
+    """A cell for each value; a dash for None.
 
-    The best is marked where there are two or more, and whatever looks the same as it.
+    Of two or more values, the best is marked, and also every value that is displayed as the same number.
     """
     known = [v for v in values if v is not None and not math.isnan(v)]
     best = None if better == "neither" or len(known) < 2 else (max if better == "higher" else min)(known)
@@ -53,12 +53,12 @@ def compare(values: Sequence[float | None], better: Better = "neither", digits: 
 
 
 def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
-    """The whole page.
+    """The page as HTML.
 
     Arguments:
-        title: Of the page.
-        facts: A line each, under the title: what was evaluated, on what, with which numbers.
-        sections: In order; those without tables and pictures hold a note alone.
+        title: Title of the page.
+        facts: Lines under the title: the models, the data and the settings.
+        sections: Sections in order. One without tables and pictures is a note.
     """
     lines = "".join(f"<li>{html.escape(fact)}</li>" for fact in facts)
     links = " · ".join(f'<a href="#s{i}">{html.escape(s.heading)}</a>' for i, s in enumerate(sections))
@@ -72,11 +72,11 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
 
 
 def _shown(value: float, digits: int) -> str:
-    """With ``digits`` after the point, fewer where there are many before it."""
+    """``value`` with ``digits`` decimals, fewer for large numbers."""
     size = abs(value)
     if size >= 1e5 and math.isfinite(value):
         return f"{value:.3g}"
-    if digits > 3 and 0 < size < 0.5 * 10**-digits:  # a standard error of 0 would be a claim
+    if digits > 3 and 0 < size < 0.5 * 10**-digits:  # 0.0000 would claim that a standard error is 0
         return f"{value:.1e}"
     return f"{value:.{digits if size < 10 else min(digits, 2) if size < 1000 else 0}f}"
 

@@ -1,0 +1,107 @@
+"""Inputs of an evaluation: initial points of fresh chains, out-of-distribution sets, and the network for FID."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ebm_lightning.callbacks.ood_detection import ImageSource
+from ebm_lightning.data import OOD_PAIRS, ood_image_sets
+from ebm_lightning.evaluation.features import Penultimate
+from ebm_lightning.evaluation.measurements import FeatureNetwork, holds_images
+from ebm_lightning.evaluation.ood_sets import OOD_SETS, OODSet
+from ebm_lightning.modules import ConditionalEBM
+from ebm_lightning.modules.fit_initial import pass_over, seeded_globally
+from ebm_lightning.supports import Density, Support
+from ebm_lightning.supports.density import FittedDensity
+
+Data = L.LightningDataModule | DataLoader[Any]
+Initial = Density | Literal["model", "reference"]
+OODChoice = Sequence[str] | Mapping[str, ImageSource] | None
+
+
+def initial_density(initial: Initial, model: ConditionalEBM, data: Data) -> Density | None:
+    """The distribution of the initial points of fresh chains; None for the support's reference density.
+
+    One that is not fitted yet is copied, and the copy is fitted to the training images of ``data``. The global random
+    state is restored.
+
+    Raises:
+        ValueError: It is not fitted, and ``data`` has no training images because it is not a data module.
+    """
+    density = _chosen(initial, model)
+    if not isinstance(density, FittedDensity) or _is_fitted(density):
+        return density
+    if not isinstance(data, L.LightningDataModule):
+        raise ValueError(
+            f"'data' should be a data module, got {type(data).__name__}: {type(density).__name__} is fitted to its "
+            "training images. Or fit it first, or pass initial='reference'."
+        )
+    density = copy.deepcopy(density)
+    with seeded_globally(0):
+        data.prepare_data()
+        data.setup("fit")
+        batches = enumerate(pass_over(data.train_dataloader()))
+        density.fit((model.checked_batch(batch, i) for i, batch in batches), model.num_classes)
+    return density
+
+
+def ood_sources(
+    ood: OODChoice, data: Data, support: Support, root: Path | str | None, size: int
+) -> tuple[dict[str, OODSet | ImageSource], list[str]]:
+    """Out-of-distribution sets by name, and the names of the sets whose images were not found.
+
+    Sets made from the test images are always included. Arguments as for :func:`ebm_lightning.evaluate`.
+    """
+    made = _made_sets(support)
+    if isinstance(ood, Mapping):
+        return made | dict(ood), []
+    names = OOD_PAIRS.get(type(data).__name__, ()) if ood is None else tuple(ood)
+    if not names or (ood is None and not holds_images(support)):
+        return made, []
+    images = ood_image_sets(
+        names,
+        support,
+        getattr(data, "root", "data") if root is None else root,
+        size,
+        num_levels=getattr(data, "num_levels", 256),
+        download=getattr(data, "download", True),
+    )
+    return made | images, [name for name in names if name not in images]
+
+
+def feature_network(features: nn.Module | None, models: Mapping[str, ConditionalEBM]) -> FeatureNetwork:
+    """``features``, or by default the last hidden layer of the baseline's classifier, or of the model's without one."""
+    if features is not None:
+        return FeatureNetwork(features, None, type(features).__name__)
+    classifier = copy.deepcopy(models.get("baseline", models["model"]).classifier)
+    return FeatureNetwork(Penultimate(classifier), classifier, "classifier" if "baseline" in models else "model")
+
+
+def _chosen(initial: Initial, model: ConditionalEBM) -> Density | None:
+    if isinstance(initial, Density):
+        return initial
+    if initial not in ("model", "reference"):
+        raise ValueError(f"'initial' should be 'model', 'reference' or a Density, got {initial!r}.")
+    return getattr(getattr(model, "chains", None), "initial", None) if initial == "model" else None
+
+
+def _is_fitted(density: FittedDensity) -> bool:
+    try:
+        density.sample(1, generator=torch.Generator())
+    except RuntimeError:
+        return False
+    return True
+
+
+def _made_sets(support: Support) -> dict[str, OODSet | ImageSource]:
+    if holds_images(support):
+        return dict(OOD_SETS)
+    names = ["noise", "interpolated"] if support.log_mass < math.inf else ["interpolated"]
+    return {name: OOD_SETS[name] for name in names}
