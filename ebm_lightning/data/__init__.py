@@ -1,16 +1,18 @@
-"""Data modules whose x lies in a stated box, in an order that a checkpoint can go on with from any step."""
+"""Data modules with dequantization and shuffling that resumes from a checkpoint at any step.
 
-from ebm_lightning.data.arrays import ImageArrays
-from ebm_lightning.data.augment import mirrored, shifted
-from ebm_lightning.data.datasets import Binarised, Dequantised, FixedDequantised
+Each data module has a ``support`` that contains its x.
+"""
+
+from ebm_lightning.data.augmentation import mirrored, shifted
+from ebm_lightning.data.dequantization import Binarized, Dequantized, FixedDequantized, dequantize
 from ebm_lightning.data.digits import Digits
-from ebm_lightning.data.foreign import OOD_PAIRS, ood_image_sets, ood_images
-from ebm_lightning.data.images import Augment, Images
-from ebm_lightning.data.loading import EpochSampler, dequantise, resumable_loader
+from ebm_lightning.data.image_arrays import ImageArrays
+from ebm_lightning.data.image_sets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, NotMNIST
+from ebm_lightning.data.images import Augment, ImageDataModule, stratified_order
+from ebm_lightning.data.ood_images import OOD_PAIRS, ood_image_sets, ood_images
+from ebm_lightning.data.resumable_loader import EpochSampler, resumable_loader
 from ebm_lightning.data.rings import Rings
-from ebm_lightning.data.sets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, NotMNIST
 from ebm_lightning.data.sources import SOURCES, MissingImages, Source
-from ebm_lightning.data.splits import stratified_order
 
 __all__ = [
     "CIFAR10",
@@ -20,19 +22,19 @@ __all__ = [
     "SOURCES",
     "SVHN",
     "Augment",
-    "Binarised",
-    "Dequantised",
+    "Binarized",
+    "Dequantized",
     "Digits",
     "EpochSampler",
     "FashionMNIST",
-    "FixedDequantised",
+    "FixedDequantized",
     "ImageArrays",
-    "Images",
+    "ImageDataModule",
     "MissingImages",
     "NotMNIST",
     "Rings",
     "Source",
-    "dequantise",
+    "dequantize",
     "mirrored",
     "ood_image_sets",
     "ood_images",

@@ -1,28 +1,29 @@
-"""scikit-learn's bundled digits: real images, without a download."""
+"""The digits that scikit-learn bundles: real images without a download."""
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from ebm_lightning.data.datasets import Dequantised
-from ebm_lightning.data.loading import as_it_is, dequantise, resumable_loader
-from ebm_lightning.streams import make_generator
+from ebm_lightning.data.dequantization import Dequantized, dequantize
+from ebm_lightning.data.resumable_loader import identity_collate, resumable_loader
+from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box
 
 
 class Digits(L.LightningDataModule):
-    """scikit-learn's 1797 real digits, 8x8 pixels of 17 levels, dequantised into [-1, 1]. No download.
+    """scikit-learn's 1797 handwritten digits, 8x8 pixels of 17 levels, dequantized into [-1, 1].
 
-    A stratified split into 60 % training, 15 % validation and 25 % test images, the same for every seed of a run.
-    Validation and test images have fixed noise, so that two evaluations agree.
+    The split is stratified: 60 % training, 15 % validation and 25 % test images. It depends on ``split_seed`` only, not
+    on the seed of the run. The dequantization noise of validation and test images is fixed, so that evaluations are
+    reproducible. Needs scikit-learn.
 
     References:
         Alpaydin & Kaynak, Optical recognition of handwritten digits, UCI, 1998.
 
     Arguments:
         batch_size: Images in a batch.
-        split_seed: Of the split and of the noise on validation and test images.
+        split_seed: Seed of the split and of the noise on validation and test images.
     """
 
     num_classes = 10
@@ -42,20 +43,22 @@ class Digits(L.LightningDataModule):
         levels, y = torch.from_numpy(images).float().view(-1, 1, 8, 8), torch.from_numpy(labels).long()
         rest, test = train_test_split(range(len(y)), test_size=0.25, stratify=y, random_state=self.split_seed)
         train, val = train_test_split(rest, test_size=0.2, stratify=y[rest], random_state=self.split_seed)
-        self.train = Dequantised(levels[train], y[train], self.num_levels, self.support)
+        self.train = Dequantized(levels[train], y[train], self.num_levels, self.support)
         self.val = self._fixed(levels[val], y[val], "val")
         self.test = self._fixed(levels[test], y[test], "test")
 
     def _fixed(self, levels: Tensor, y: Tensor, name: str) -> TensorDataset:
         generator = make_generator(self.split_seed, "digits", name)
-        return TensorDataset(dequantise(levels, self.num_levels, self.support, generator), y)
+        return TensorDataset(dequantize(levels, self.num_levels, self.support, generator), y)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        return resumable_loader(self.train, self.batch_size, self.trainer, collate_fn=as_it_is)
+        return resumable_loader(self.train, self.batch_size, self.trainer, collate_fn=identity_collate)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        # With a generator of its own, a loader leaves the global random state to training.
-        return DataLoader(self.val, 256, generator=torch.Generator())
+        # A separate generator: without one, starting the loader would advance the global random state.
+        return DataLoader(self.val, batch_size=256, generator=torch.Generator())
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.test, 256, generator=torch.Generator())
+        return DataLoader(self.test, batch_size=256, generator=torch.Generator())
+
+    predict_dataloader = test_dataloader

@@ -1,4 +1,4 @@
-"""Where sets of real images are on disk, how they come there, and how they are read."""
+"""Image data sets on disk: expected files, download and reading."""
 
 import gzip
 import math
@@ -12,27 +12,26 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 Split = Literal["train", "test"]
 
-
+# What readers raise for a file that is truncated or is something else.
 DAMAGED = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error)
 
 
 class MissingImages(RuntimeError):
-    """A set of images is neither on disk nor to be had."""
+    """Images are not on disk and were not downloaded, or their files are damaged."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A set of real images.
+    """Files of an image data set, and how to download and read them.
 
     Arguments:
-        name: What it is called.
-        files: Paths below the root that each split needs.
-        reader: (root, split) -> integer images, shape (N, C, H, W), uint8, and labels, shape (N,), int64.
-        fetcher: root -> whatever; downloads the files. None if nothing does.
+        name: Name of the data set.
+        files: For each split, the files that it needs, as paths below the root.
+        reader: Maps (root, split) to images, uint8 of shape (N, C, H, W), and labels, int64 of shape (N,).
+        fetcher: Downloads the files to the root. None if they have to be put there by hand.
     """
 
     name: str
@@ -41,51 +40,53 @@ class Source:
     fetcher: Callable[[Path], Any] | None = None
 
     def fetch(self, root: Path | str, split: Split, download: bool = True) -> None:
-        """Download the images unless they are there.
+        """Download the images if they are not on disk.
 
         Raises:
-            MissingImages: They are not there, and ``download`` is false or failed.
+            MissingImages: They are not on disk, and ``download`` is false or the download failed.
         """
-        if not self._absent(root, split):
+        if not self._missing_files(root, split):
             return
         if not download or self.fetcher is None:
-            raise self._missing(root, split, "nothing was downloaded" if self.fetcher else "no download is known")
+            raise self._error(root, split, "download is off" if self.fetcher else "there is no automatic download")
         try:
             self.fetcher(Path(root))
         except (OSError, RuntimeError, HTTPException) as error:
-            raise self._missing(root, split, f"the download failed ({type(error).__name__}: {error})") from error
+            raise self._error(root, split, f"the download failed ({type(error).__name__}: {error})") from error
 
     def read(self, root: Path | str, split: Split) -> tuple[Tensor, Tensor]:
-        """Images, shape (N, C, H, W), uint8, and labels, shape (N,), int64.
+        """Images, uint8 of shape (N, C, H, W), and labels, int64 of shape (N,).
 
         Raises:
-            MissingImages: A file is not there, or is damaged.
+            MissingImages: A file is missing or damaged.
         """
-        if self._absent(root, split):
-            raise self._missing(root, split, "nothing was downloaded")
+        if self._missing_files(root, split):
+            raise self._error(root, split, "they were not downloaded")
         try:
             return self.reader(Path(root), split)
         except DAMAGED as error:
+            why = f"{type(error).__name__}: {error}"
             raise MissingImages(
-                f"'root' should hold {self.name}, got '{root}' with damaged files ({type(error).__name__}: {error}). "
-                f"Replace {', '.join(self.files[split])}."
+                f"'root' should contain {self.name}, got '{root}' with damaged files ({why}). Replace "
+                f"{', '.join(self.files[split])}."
             ) from error
 
-    def _absent(self, root: Path | str, split: Split) -> list[str]:
+    def _missing_files(self, root: Path | str, split: Split) -> list[str]:
         paths = {name: Path(root) / name for name in self.files[split]}
         return [name for name, path in paths.items() if not (path.exists() or _unpacked(path).exists())]
 
-    def _missing(self, root: Path | str, split: Split, why: str) -> MissingImages:
+    def _error(self, root: Path | str, split: Split, why: str) -> MissingImages:
+        missing = ", ".join(self._missing_files(root, split))
         return MissingImages(
-            f"'root' should hold {self.name}, got '{root}' without {', '.join(self._absent(root, split))}, and {why}. "
-            "Put the files there, or name a folder that has them."
+            f"'root' should contain {self.name}, got '{root}' without {missing}, and {why}. Put the files there, or "
+            "pass a folder that contains them."
         )
 
 
-def idx(
+def idx_source(
     name: str, splits: tuple[Split, ...] = ("train", "test"), fetcher: Callable[[Path], Any] | None = None
 ) -> Source:
-    """Grey images in the files that MNIST came in, packed or not, laid out as torchvision does."""
+    """Grayscale images in MNIST's idx format, gzipped or not, in torchvision's folder layout."""
     prefix = {"train": "train", "test": "t10k"}
 
     def files(split: Split) -> tuple[str, str]:
@@ -104,11 +105,11 @@ def _read_idx(path: Path) -> Tensor:
     path = path if path.exists() else _unpacked(path)
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         data = bytearray(file.read())
-    # Two zeros, the type (8: bytes), the number of dimensions, and each of them as a big-endian integer.
+    # Header: two zero bytes, the type (8: uint8), the number of dimensions, and each size as a big-endian integer.
     start = 4 + 4 * data[3]
     shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
     if data[2] != 8 or len(data) != start + math.prod(shape):
-        raise ValueError(f"{path.name} is no whole idx file")
+        raise ValueError(f"{path.name} is not a complete idx file")
     return torch.frombuffer(data, dtype=torch.uint8, offset=start).view(shape)
 
 
@@ -116,68 +117,60 @@ def _unpacked(path: Path) -> Path:
     return path.with_suffix("") if path.suffix == ".gz" else path
 
 
-def _read_cifar(dataset: type[Any]) -> Callable[[Path, Split], tuple[Tensor, Tensor]]:
+def _torchvision(name: str) -> Any:
+    """The data set class of that name. torchvision is imported late, because only a few sources need it."""
+    from torchvision import datasets
+
+    return getattr(datasets, name)
+
+
+def _download(name: str) -> Callable[[Path], Any]:
+    return lambda root: _torchvision(name)(root, download=True)
+
+
+def _cifar_source(name: str, files: tuple[str, ...]) -> Source:
     def read(root: Path, split: Split) -> tuple[Tensor, Tensor]:
-        images = dataset(root, train=split == "train")
+        images = _torchvision(name)(root, train=split == "train")
         return torch.from_numpy(images.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(images.targets)
 
-    return read
+    return Source(name, {"train": files, "test": files}, read, _download(name))
 
 
 def _read_svhn(root: Path, split: Split) -> tuple[Tensor, Tensor]:
-    images = datasets.SVHN(root, split)
+    images = _torchvision("SVHN")(root, split)
     return torch.from_numpy(images.data).contiguous(), torch.from_numpy(images.labels)
 
 
 def _fetch_svhn(root: Path) -> None:
     for split in ("train", "test"):
-        datasets.SVHN(root, split, download=True)
+        _torchvision("SVHN")(root, split, download=True)
 
 
 def _read_omniglot(root: Path, split: Split) -> tuple[Tensor, Tensor]:
     from torchvision.transforms.functional import pil_to_tensor
 
-    images, labels = zip(*datasets.Omniglot(root, background=split == "train"), strict=True)
-    # Black strokes on white, unlike MNIST's.
+    images, labels = zip(*_torchvision("Omniglot")(root, background=split == "train"), strict=True)
+    # Invert: Omniglot has black strokes on white, MNIST white on black.
     return 255 - torch.stack([pil_to_tensor(image) for image in images]), torch.tensor(labels)
 
 
-CIFAR10_FILES = tuple(
-    f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-)
-CIFAR100_FILES = ("cifar-100-python/train", "cifar-100-python/test")
+def _fetch_omniglot(root: Path) -> None:
+    _torchvision("Omniglot")(root, background=False, download=True)
+
+
+CIFAR10_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
-        idx("MNIST", fetcher=lambda root: datasets.MNIST(root, download=True)),
-        idx("FashionMNIST", fetcher=lambda root: datasets.FashionMNIST(root, download=True)),
-        idx("KMNIST", fetcher=lambda root: datasets.KMNIST(root, download=True)),
-        idx("notMNIST", ("test",)),
-        Source(
-            "Omniglot",
-            {"test": ("omniglot-py/images_evaluation.zip",)},
-            _read_omniglot,
-            lambda root: datasets.Omniglot(root, background=False, download=True),
-        ),
-        Source(
-            "CIFAR10",
-            {"train": CIFAR10_FILES, "test": CIFAR10_FILES},
-            _read_cifar(datasets.CIFAR10),
-            lambda root: datasets.CIFAR10(root, download=True),
-        ),
-        Source(
-            "CIFAR100",
-            {"train": CIFAR100_FILES, "test": CIFAR100_FILES},
-            _read_cifar(datasets.CIFAR100),
-            lambda root: datasets.CIFAR100(root, download=True),
-        ),
-        Source(
-            "SVHN",
-            {"train": ("train_32x32.mat",), "test": ("test_32x32.mat",)},
-            _read_svhn,
-            _fetch_svhn,
-        ),
+        idx_source("MNIST", fetcher=_download("MNIST")),
+        idx_source("FashionMNIST", fetcher=_download("FashionMNIST")),
+        idx_source("KMNIST", fetcher=_download("KMNIST")),
+        idx_source("notMNIST", ("test",)),
+        Source("Omniglot", {"test": ("omniglot-py/images_evaluation.zip",)}, _read_omniglot, _fetch_omniglot),
+        _cifar_source("CIFAR10", tuple(f"cifar-10-batches-py/{name}" for name in CIFAR10_BATCHES)),
+        _cifar_source("CIFAR100", ("cifar-100-python/train", "cifar-100-python/test")),
+        Source("SVHN", {"train": ("train_32x32.mat",), "test": ("test_32x32.mat",)}, _read_svhn, _fetch_svhn),
     )
 }
-"""Every set that torchvision or an idx file gives, by name."""
+"""The known image data sets, by name."""

@@ -1,4 +1,4 @@
-"""Real images that are foreign to a model: test images of another set, brought to the shape of its own."""
+"""Real out-of-distribution images: test images of another data set, converted to the shape of the model's own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchvision.transforms import functional as F
 
-from ebm_lightning.data.arrays import array_source
-from ebm_lightning.data.loading import dequantise
+from ebm_lightning.data.dequantization import dequantize
+from ebm_lightning.data.image_arrays import array_source
 from ebm_lightning.data.sources import SOURCES, MissingImages, Source
-from ebm_lightning.streams import make_generator
+from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box, Support
 
 OOD_PAIRS: dict[str, tuple[str, ...]] = {
@@ -21,7 +20,7 @@ OOD_PAIRS: dict[str, tuple[str, ...]] = {
     "CIFAR100": ("SVHN", "CIFAR10"),
     "SVHN": ("CIFAR10", "CIFAR100"),
 }
-"""The sets that models of each set are usually asked to tell from it."""
+"""For each data set, those that are commonly used as out-of-distribution for it."""
 
 
 def ood_images(
@@ -34,34 +33,35 @@ def ood_images(
     download: bool = True,
     seed: int = 0,
 ) -> Tensor:
-    """Test images of another set, made to look like those of a model: resized, in its colours, dequantised.
+    """Test images of another data set, resized, converted to the model's channels and dequantized.
 
-    Sizes are changed by antialiased bilinear interpolation, and colours by the luma of ITU-R 601. Images of few levels
-    have coarser noise than others, by which alone a model can tell them apart: hence ``num_levels``.
+    Images are resized by antialiased bilinear interpolation, and converted to grayscale by the luma of ITU-R 601.
+    Images with fewer levels have wider dequantization noise, which would be enough to tell two data sets apart. All
+    images are therefore quantized to ``num_levels`` first.
 
     Arguments:
         name: One of :data:`ebm_lightning.data.SOURCES`, or an .npz file below the root with x_test and y_test.
         like: The model's support, a box of shape (C, H, W) with one or three channels.
-        root: Folder that holds the images.
-        size: How many, drawn at random; by default all.
-        num_levels: Levels of the model's own images.
-        download: Download the images if they are absent. On several ranks, fetch them first.
-        seed: Of the choice and of the noise.
+        root: Folder of the images.
+        size: Number of images, chosen at random; by default all.
+        num_levels: Number of levels of the images that the model was trained on.
+        download: Download the images if they are not on disk. With several ranks, download them beforehand.
+        seed: Seed of the choice and of the noise.
 
     Returns:
         Shape (size, C, H, W), float32, in the box.
 
     Raises:
-        ValueError: An unknown name, or a support that is no such box.
-        MissingImages: The images are absent, and were not to be downloaded or could not be.
+        ValueError: The name is unknown, or the support is not a box of images.
+        MissingImages: The images are not on disk, and ``download`` is false or the download failed.
     """
     source, box = _source(name), _image_box(like)
     source.fetch(root, "test", download)
     levels, _ = source.read(root, "test")
     generator = make_generator(seed, source.name, "ood")
     chosen = torch.randperm(len(levels), generator=generator)[:size]
-    adapted = torch.cat([_adapted(part, box) for part in levels[chosen].split(1024)])
-    return dequantise(adapted.float().mul(num_levels / 256).floor(), num_levels, box, generator)
+    converted = torch.cat([_convert(part, box) for part in levels[chosen].split(1024)])
+    return dequantize(converted.float().mul(num_levels / 256).floor(), num_levels, box, generator)
 
 
 def ood_image_sets(
@@ -74,16 +74,16 @@ def ood_image_sets(
     download: bool = True,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """:func:`ood_images` of each name that can be had; why others are left out is logged.
+    """:func:`ood_images` of each name whose images are available. A message is logged for each of the others.
 
-    ``ood_image_sets(OOD_PAIRS["MNIST"], model.support)`` gives what is usual. Arguments as for :func:`ood_images`.
+    Example: ``ood_image_sets(OOD_PAIRS["MNIST"], model.support)``. Arguments as for :func:`ood_images`.
     """
     sets = {}
     for name in names:
         try:
             sets[name] = ood_images(name, like, root, size, num_levels=num_levels, download=download, seed=seed)
         except MissingImages as error:
-            rank_zero_info(f"{name} is left out: {error}")
+            rank_zero_info(f"{name} is skipped: {error}")
     return sets
 
 
@@ -92,7 +92,7 @@ def _source(name: str) -> Source:
         return SOURCES[name]
     if name.endswith(".npz"):
         return array_source(name)
-    raise ValueError(f"'name' should be among {', '.join(SOURCES)} or end with .npz, got {name!r}.")
+    raise ValueError(f"'name' should be one of {', '.join(SOURCES)} or end with .npz, got {name!r}.")
 
 
 def _image_box(like: Support) -> Box:
@@ -101,8 +101,10 @@ def _image_box(like: Support) -> Box:
     return like
 
 
-def _adapted(levels: Tensor, box: Box) -> Tensor:
-    """uint8 images, shape (N, C, H, W), in the channels and size of the box."""
+def _convert(levels: Tensor, box: Box) -> Tensor:
+    """``levels``, uint8 of shape (N, C, H, W), with the channels and size of the box."""
+    from torchvision.transforms import functional as F
+
     channels, *size = box.shape
     if levels.shape[1] > channels:
         levels = F.rgb_to_grayscale(levels)

@@ -1,4 +1,4 @@
-"""The usual sets of real images."""
+"""Data modules of standard image data sets: MNIST, FashionMNIST, CIFAR-10, CIFAR-100, SVHN and notMNIST."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ebm_lightning.data.datasets import FixedDequantised
-from ebm_lightning.data.images import Images
+from ebm_lightning.data.dequantization import FixedDequantized
+from ebm_lightning.data.images import ImageDataModule
 from ebm_lightning.data.sources import SOURCES
 from ebm_lightning.supports import Box
 
-GREY = Box(-1.0, 1.0, (1, 28, 28))
-COLOUR = Box(-1.0, 1.0, (3, 32, 32))
+GRAY = Box(-1.0, 1.0, (1, 28, 28))
+COLOR = Box(-1.0, 1.0, (3, 32, 32))
 DIGITS = tuple("0123456789")
 CIFAR100_NAMES = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -26,92 +26,92 @@ CIFAR100_NAMES = """
 """
 
 
-class MNIST(Images):
-    """70000 handwritten digits, 28x28 grey; arguments as for :class:`~ebm_lightning.data.Images`.
+class MNIST(ImageDataModule):
+    """70000 handwritten digits, 28x28, grayscale; arguments as for :class:`~ebm_lightning.data.ImageDataModule`.
 
     References:
         LeCun et al., Gradient-based learning applied to document recognition, 1998.
     """
 
     source = SOURCES["MNIST"]
-    support = GREY
+    support = GRAY
     num_classes = 10
     class_names = DIGITS
 
 
-class FashionMNIST(Images):
-    """70000 articles of clothing, 28x28 grey; arguments as for :class:`~ebm_lightning.data.Images`.
+class FashionMNIST(ImageDataModule):
+    """70000 articles of clothing, 28x28, grayscale; arguments as for :class:`~ebm_lightning.data.ImageDataModule`.
 
     References:
         Xiao et al. 2017. https://arxiv.org/abs/1708.07747
     """
 
     source = SOURCES["FashionMNIST"]
-    support = GREY
+    support = GRAY
     num_classes = 10
     class_names = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
 
-class CIFAR10(Images):
-    """60000 colour photographs, 32x32; arguments as for :class:`~ebm_lightning.data.Images`.
+class CIFAR10(ImageDataModule):
+    """60000 color photographs of 10 classes, 32x32; arguments as for :class:`~ebm_lightning.data.ImageDataModule`.
 
     References:
         Krizhevsky, Learning multiple layers of features from tiny images, 2009.
     """
 
     source = SOURCES["CIFAR10"]
-    support = COLOUR
+    support = COLOR
     num_classes = 10
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-class CIFAR100(Images):
-    """60000 colour photographs of 100 classes, 32x32; arguments as for :class:`~ebm_lightning.data.Images`.
+class CIFAR100(ImageDataModule):
+    """60000 color photographs of 100 classes, 32x32; arguments as for :class:`~ebm_lightning.data.ImageDataModule`.
 
     References:
         Krizhevsky, Learning multiple layers of features from tiny images, 2009.
     """
 
     source = SOURCES["CIFAR100"]
-    support = COLOUR
+    support = COLOR
     num_classes = 100
     class_names = tuple(CIFAR100_NAMES.split())
 
 
-class SVHN(Images):
-    """99289 house numbers, 32x32 in colour; arguments as for :class:`~ebm_lightning.data.Images`. Needs SciPy.
+class SVHN(ImageDataModule):
+    """99289 digits of house numbers, 32x32, color; arguments as for :class:`~ebm_lightning.data.ImageDataModule`.
 
-    Mirrored numbers are no numbers: take ``"crop"``, not ``"crop-flip"``.
+    Needs SciPy. Use ``augment="crop"``, not ``"crop-flip"``: flipped digits are not digits.
 
     References:
         Netzer et al., Reading digits in natural images with unsupervised feature learning, 2011.
     """
 
     source = SOURCES["SVHN"]
-    support = COLOUR
+    support = COLOR
     num_classes = 10
     class_names = DIGITS
 
 
 class NotMNIST(L.LightningDataModule):
-    """Letters A to J in many fonts, 28x28 grey, to test with: a classic that is foreign to MNIST.
+    """Test images of the letters A to J in many fonts, 28x28, grayscale: often used as out-of-distribution for MNIST.
 
-    Nothing downloads it: the files are ``notMNIST/raw/t10k-images-idx3-ubyte.gz`` and ``t10k-labels-idx1-ubyte.gz``
-    below the root.
+    The images are not downloaded automatically. Put the files ``t10k-images-idx3-ubyte.gz`` and
+    ``t10k-labels-idx1-ubyte.gz`` into the folder ``notMNIST/raw`` below the root.
 
     References:
         Bulatov, notMNIST dataset, 2011.
 
     Arguments:
-        root: Folder that holds the images.
-        split_seed: Of the noise on them.
+        root: Folder of the images.
+        split_seed: Seed of the dequantization noise.
 
     Raises:
-        MissingImages: The images are absent.
+        MissingImages: The images are not on disk.
     """
 
     source = SOURCES["notMNIST"]
-    support = GREY
+    support = GRAY
     num_classes = 10
     num_levels = 256
     class_names = tuple("ABCDEFGHIJ")
@@ -123,7 +123,9 @@ class NotMNIST(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         levels, labels = self.source.read(self.root, "test")
-        self.test = FixedDequantised(levels, labels, 256, self.support, self.split_seed, f"{self.source.name} test")
+        self.test = FixedDequantized(levels, labels, 256, self.support, self.split_seed, f"{self.source.name} test")
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader(self.test, 256, generator=torch.Generator())
+        return DataLoader(self.test, batch_size=256, generator=torch.Generator())
+
+    predict_dataloader = test_dataloader

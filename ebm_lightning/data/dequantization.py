@@ -1,4 +1,4 @@
-"""Integer images whose noise is drawn when a batch is taken, so that memory holds one byte for each value."""
+"""Dequantization: uniform noise that turns integer images into continuous ones when a batch is loaded."""
 
 from collections.abc import Callable
 
@@ -6,20 +6,39 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ebm_lightning.data.loading import dequantise
-from ebm_lightning.streams import make_generator
+from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box
 
 
-class Dequantised(Dataset[tuple[Tensor, Tensor]]):
-    """Integer images, dequantised with fresh noise each time a batch is taken.
+def dequantize(levels: Tensor, num_levels: int, support: Box, generator: torch.Generator | None = None) -> Tensor:
+    r"""Map integers 0..Q-1 into a box, with uniform noise as wide as one level.
+
+    .. math:: x = low + (high - low) (k + u) / Q, \qquad u \sim U[0, 1)
+
+    Averaged over u, the log-density of x is a lower bound on the log-probability of the integers, up to a constant
+    (Theis et al. 2016, eq. 3).
+
+    Arguments:
+        levels: k, shape (N, *shape).
+        num_levels: Q.
+        support: Box of x.
+        generator: Source of u. By default the global generator, so that every epoch and worker gets new noise.
+    """
+    u = torch.rand(levels.shape, generator=generator)
+    # In place, because every batch of images passes through here.
+    x = u.to(torch.result_type(levels, u)).add_(levels)
+    return x.mul_(support.high - support.low).div_(num_levels).add_(support.low).clamp_(support.low, support.high)
+
+
+class Dequantized(Dataset[tuple[Tensor, Tensor]]):
+    """Integer images that get new dequantization noise each time they are loaded.
 
     Arguments:
         levels: Shape (N, *shape), integers 0..Q-1.
         labels: Shape (N,).
         num_levels: Q.
-        support: The box that images lie in.
-        augment: Changes a batch of integer images before it is dequantised.
+        support: Box of the images.
+        augment: Augments a batch of integer images before dequantization.
         noise_std: Standard deviation of Gaussian noise, in units of x, reflected into the box.
     """
 
@@ -47,25 +66,26 @@ class Dequantised(Dataset[tuple[Tensor, Tensor]]):
         return x[0], y[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch at once; DataLoader takes this way when it is there."""
+        """A whole batch at once. DataLoader calls this method if a dataset defines it."""
         index = torch.tensor(indices)
         levels = self.levels.index_select(0, index)
-        x = dequantise(self.augment(levels) if self.augment else levels, self.num_levels, self.support)
+        x = dequantize(self.augment(levels) if self.augment else levels, self.num_levels, self.support)
         if self.noise_std:
             x = self.support.reflect(x.add_(torch.randn(x.shape), alpha=self.noise_std))
         return x, self.labels[index]
 
 
-class FixedDequantised(Dataset[tuple[Tensor, Tensor]]):
-    """Integer images, each dequantised with noise of its own that is always the same, so that evaluations agree.
+class FixedDequantized(Dataset[tuple[Tensor, Tensor]]):
+    """Integer images with fixed dequantization noise per image, so that evaluations are reproducible.
 
     Arguments:
         levels: Shape (N, *shape), integers 0..Q-1.
         labels: Shape (N,).
         num_levels: Q.
-        support: The box that images lie in.
-        seed: Of the noise: that of image i follows from ``(seed, stream, i)``, whatever batch or rank it is in.
-        stream: Name of the noise, such as ``"test"``.
+        support: Box of the images.
+        seed: Seed of the noise. Image i is seeded by ``(seed, stream, i)``, so its noise does not depend on the
+            batch or the rank.
+        stream: Name of the random stream, such as ``"test"``.
     """
 
     def __init__(
@@ -83,11 +103,11 @@ class FixedDequantised(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         generator = make_generator(self.seed, self.stream, i)
-        return dequantise(self.levels[i], self.num_levels, self.support, generator), self.labels[i]
+        return dequantize(self.levels[i], self.num_levels, self.support, generator), self.labels[i]
 
 
-class Binarised(Dataset[tuple[Tensor, Tensor]]):
-    """Grey images, each pixel drawn 0 or 1 anew each time a batch is taken, with its grey level as the probability.
+class Binarized(Dataset[tuple[Tensor, Tensor]]):
+    """Grayscale images, binarized at random each time they are loaded: a pixel is 1 with probability its gray level.
 
     References:
         Salakhutdinov & Murray, On the quantitative analysis of deep belief networks, 2008.
@@ -108,5 +128,5 @@ class Binarised(Dataset[tuple[Tensor, Tensor]]):
         return torch.bernoulli(self.probabilities[i]), self.labels[i]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch at once; DataLoader takes this way when it is there."""
+        """A whole batch at once. DataLoader calls this method if a dataset defines it."""
         return torch.bernoulli(self.probabilities[indices]), self.labels[indices]

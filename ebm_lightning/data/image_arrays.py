@@ -1,4 +1,4 @@
-"""Images of your own, or part of a known set, in one .npz file."""
+"""A data module for images in a NumPy file: your own images, or a subset of a known data set."""
 
 from pathlib import Path
 
@@ -6,30 +6,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_lightning.data.images import Augment, Images
+from ebm_lightning.data.images import Augment, ImageDataModule
 from ebm_lightning.data.sources import MissingImages, Source, Split
 from ebm_lightning.supports import Box
 
 
-class ImageArrays(Images):
-    """Images in a NumPy file with ``x_train, y_train, x_test, y_test``; else :class:`~ebm_lightning.data.Images`.
+class ImageArrays(ImageDataModule):
+    """Images from an .npz file with the arrays ``x_train, y_train, x_test, y_test``.
 
-    Images are uint8, of shape (N, H, W, C) or, if grey, (N, H, W); labels are integers from 0. ``support`` and
-    ``num_classes`` follow from the file.
+    Images are uint8 of shape (N, H, W, C), or (N, H, W) if they are grayscale. Labels are integers starting at 0.
+    ``support`` and ``num_classes`` are inferred from the file.
 
     Arguments:
         path: The .npz file.
         batch_size: Images in a training batch on each rank.
-        val_size: Images held out from the training images; 0 for no validation.
+        val_size: Number of training images to hold out for validation; 0 for no validation.
         augment: ``"none"``, ``"flip"``, ``"crop"`` or ``"crop-flip"``.
         noise_std: Standard deviation of Gaussian noise on training images, in units of x.
-        separate_batch_size: Images in a second batch for p(x), without augmentation and noise; None for none.
-        size: Training images to use; by default all that are not held out.
-        split_seed: Of the split and of the noise on validation and test images.
+        separate_batch_size: Images in a second training batch for p(x), without augmentation and Gaussian noise; None
+            for no second batch.
+        size: Number of training images to use; by default all that are not held out.
+        split_seed: Seed of the split and of the dequantization noise on validation and test images.
 
     Raises:
         ValueError: An argument is out of its range.
-        MissingImages: The file is absent, or holds something else.
+        MissingImages: The file does not exist, or its contents are not as described.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class ImageArrays(Images):
         path = Path(path)
         if not path.is_file():
             raise MissingImages(
-                f"'path' should be an .npz file with x_train, y_train, x_test and y_test, got '{path}'."
+                f"'path' should be an .npz file with x_train, y_train, x_test and y_test, got '{path}', which does not "
+                "exist. Check the path, or write the file with numpy.savez."
             )
         super().__init__(
             path.parent, batch_size, val_size, augment, noise_std, separate_batch_size, size, False, split_seed
@@ -60,7 +62,7 @@ class ImageArrays(Images):
 
 
 def array_source(name: str) -> Source:
-    """The images in an .npz file of that name."""
+    """The images in the .npz file of that name."""
     return Source(name, {"train": (name,), "test": (name,)}, lambda root, split: _read(root / name, split))
 
 
