@@ -1,7 +1,7 @@
-"""A joint energy model of real handwritten digits, beside the plain classifier of the same network.
+"""Train a joint energy model and a plain classifier on handwritten digits: ``python recipes/digits.py``.
 
-Trains both on scikit-learn's bundled 8x8 digits, evaluates them, prints a table, and writes the checkpoint,
-metrics.json and pictures to one folder: ``python recipes/digits.py``.
+Both use the same network and scikit-learn's bundled 8x8 digits, so nothing is downloaded. The recipe evaluates them,
+prints a table that compares them, and writes checkpoints, metrics.json and figures to one folder.
 """
 
 import functools
@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from ebm_lightning import JEM, SGLD, AISLogZ, Calibration, OODDetection, ReplayBuffer, SampleGrid
 from ebm_lightning.data import Digits
+from ebm_lightning.evaluation.report import results_folder
 from ebm_lightning.networks import ConvNet
-from ebm_lightning.report import results_folder
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 OODName = Literal["noise", "shuffled", "inverted", "transposed", "flipped", "interpolated"]
@@ -42,38 +42,38 @@ def main(
     energy_l2: float = 0.0,
     step_size: float = 0.1,
     noise_std: float = 0.01,
-    steps: int = 20,
+    sampler_steps: int = 20,
     buffer_size: int = 2000,
     reinit_prob: float = 0.05,
     ood: tuple[OODName, ...] = OOD,
     ais_temperatures: int = 150,
-    ais_chains: int = 200,
+    ais_num_chains: int = 200,
     log_checkpoint: bool = False,
     progress_bar: bool = True,
 ) -> dict[str, float]:
-    """Train and evaluate JEM and the plain classifier on 8x8 digits.
+    """Train and evaluate JEM and a plain classifier on 8x8 digits.
 
     Args:
-        seed: Of weights, chains and the order of the data.
-        output: Folder for results, new or empty; by default the next free runs/digits-N.
-        logger: Where metrics go besides the table; wandb works offline with WANDB_MODE=offline and no account.
+        seed: Seed of the weights, the chains and the data order.
+        output: New or empty folder for the results. Default: the next free runs/digits-N.
+        logger: Where metrics are logged during training. wandb also works without an account: set WANDB_MODE=offline.
         epochs: Passes over the 1077 training images.
-        batch_size: Images in a batch, and chains moved in a step.
+        batch_size: Images per batch; each training step also moves this many chains.
         width: Channels of the network's first layer.
-        learning_rate: Peak of Adam's one-cycle schedule.
+        learning_rate: Maximum learning rate of Adam's one-cycle schedule.
         conditional_weight: Weight of -log p(y|x).
-        generative_weight: Weight of -log p(x); 0 trains the plain classifier alone.
+        generative_weight: Weight of -log p(x). 0 trains only the plain classifier.
         energy_l2: Weight of the squared energies.
-        step_size: Of Langevin dynamics, in squared units of x per unit of energy.
-        noise_std: Of Langevin dynamics, in units of x; the implied temperature is noise_std^2 / (2 step_size).
-        steps: Langevin steps of each chain for each batch.
+        step_size: Step size of Langevin dynamics, in squared units of x per unit of energy.
+        noise_std: Noise of Langevin dynamics, in units of x. The implied temperature is noise_std^2 / (2 step_size).
+        sampler_steps: Langevin steps per batch.
         buffer_size: Number of persistent chains.
-        reinit_prob: Probability that a chain starts anew from uniform noise.
-        ood: Sets held against the test images, scored by log p(x).
-        ais_temperatures: Steps of the annealing that estimates log Z at test.
-        ais_chains: Its chains.
-        log_checkpoint: Send the checkpoint to W&B as an artifact.
-        progress_bar: Show a progress bar with the energies of data and negatives.
+        reinit_prob: Probability that a chain is reinitialized from uniform noise.
+        ood: Out-of-distribution sets to detect by log p(x).
+        ais_temperatures: Temperatures of the annealing that estimates log Z at test time.
+        ais_num_chains: Chains of the annealing.
+        log_checkpoint: Upload the checkpoint to W&B as an artifact.
+        progress_bar: Show progress bars, with the energies of data and negatives.
     """
     start = time.time()
     folder = results_folder(output, "digits")
@@ -90,7 +90,7 @@ def main(
             ConvNet(data.support.shape, data.num_classes, width),
             data.num_classes,
             data.support,
-            SGLD(step_size, noise_std, steps),
+            SGLD(step_size, noise_std, sampler_steps),
             ReplayBuffer(buffer_size, reinit_prob),
             conditional_weight=conditional_weight,
             generative_weight=weight,
@@ -104,7 +104,7 @@ def main(
             EMAWeightAveraging(decay=0.99),
             Calibration(directory=directory),
             OODDetection(ood, directory=directory),
-            AISLogZ(0, ais_temperatures, ais_chains, num_levels=data.num_levels, directory=directory, progress=bar),
+            AISLogZ(0, ais_temperatures, ais_num_chains, num_levels=data.num_levels, directory=directory, progress=bar),
             ModelCheckpoint(
                 directory / "checkpoints", filename="model", enable_version_counter=False, save_on_train_epoch_end=True
             ),
@@ -136,12 +136,12 @@ def main(
     metrics["seconds"] = time.time() - start
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
     print(table(jem, baseline))
-    print(f"{metrics['seconds']:.0f} seconds; checkpoint, metrics.json and pictures are in {folder}")
+    print(f"{metrics['seconds']:.0f} seconds; checkpoints, metrics.json and figures are in {folder}")
     return metrics
 
 
 def table(jem: dict[str, float], baseline: dict[str, float]) -> str:
-    """The two models side by side, a line for each metric."""
+    """Both models side by side, one line per metric."""
     lines = [f"{'':36}{'JEM':>12}{'classifier':>12}"]
     lines += [f"{name:36}{jem[name]:12.4f}{baseline[name]:12.4f}" for name in jem]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""log Z of a trained model, with its error: ``python recipes/estimate_log_z.py --checkpoint model.ckpt``."""
+"""Estimate log Z of a trained model, with its error: ``python recipes/estimate_log_z.py --checkpoint model.ckpt``."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from jsonargparse import auto_cli
 from tqdm import tqdm
 
 from ebm_lightning import GHMC, HMC, JEM, MALA, ais
-from ebm_lightning.callbacks.ais_log_z import ess_curve
-from ebm_lightning.report import results_folder
-from ebm_lightning.streams import make_generator
+from ebm_lightning.callbacks.ais_log_z import plot_ess
+from ebm_lightning.evaluation.report import results_folder
+from ebm_lightning.rng import make_generator
 
 KERNELS = {"ghmc": GHMC(), "hmc": HMC(), "mala": MALA()}
 
@@ -19,7 +19,7 @@ KERNELS = {"ghmc": GHMC(), "hmc": HMC(), "mala": MALA()}
 def main(
     checkpoint: Path,
     temperatures: int = 500,
-    chains: int = 1000,
+    num_chains: int = 1000,
     kernel: Literal["ghmc", "hmc", "mala"] = "ghmc",
     resample: bool = True,
     chunk_size: int | None = None,
@@ -28,19 +28,19 @@ def main(
     seed: int = 0,
     output: Path | None = None,
 ) -> dict[str, object]:
-    """Estimate log Z and the prior over classes of a JEM checkpoint of one of this library's networks.
+    """Estimate log Z and the class prior of a JEM checkpoint whose network is one of this library's.
 
     Args:
-        checkpoint: As Lightning wrote it.
-        temperatures: Steps from the reference density to the model.
-        chains: In all.
-        kernel: What moves the chains.
-        resample: Resample where the effective share of chains falls under a half.
-        chunk_size: Most chains to run at once.
-        bf16: Run the network's body in bfloat16; the head and everything after it stay in float32.
-        device: Where to run, such as cuda.
-        seed: Of the chains.
-        output: Folder for log_z.json and the picture; new or empty. Nothing is written without it.
+        checkpoint: Lightning checkpoint of a JEM.
+        temperatures: Annealing steps from the reference density to the model.
+        num_chains: Total number of annealed chains.
+        kernel: Kernel that moves the chains.
+        resample: Resample chains when their relative effective sample size falls below one half.
+        chunk_size: Largest number of chains to run at once.
+        bf16: Run the network's body in bfloat16. The head and everything after it stay in float32.
+        device: Device, such as cuda.
+        seed: Seed of the chains.
+        output: Folder for log_z.json and the figure, new or empty. By default nothing is written.
     """
     if output is not None:
         results_folder(output, "log_z")
@@ -51,14 +51,14 @@ def main(
             module.support,
             kernel=KERNELS[kernel],
             temperatures=temperatures,
-            chains=chains,
+            num_chains=num_chains,
             resample=resample,
             chunk_size=chunk_size,
             generator=make_generator(seed, "estimate", device=device),
             progress=lambda loop: tqdm(loop, "annealing"),
         )
     low, high = result.interval(0.95)
-    figures: dict[str, object] = {
+    metrics: dict[str, object] = {
         "log_z": result.log_z,
         "std_err": result.std_err,
         "interval": [low, high],
@@ -68,13 +68,13 @@ def main(
         "prior": result.prior.tolist(),
         "gradient_evaluations": result.gradient_evaluations,
     }
-    print("\n".join(f"{name:24}{value}" for name, value in figures.items()))
+    print("\n".join(f"{name:24}{value}" for name, value in metrics.items()))
     if not result.reliable:
-        print("This estimate is UNRELIABLE: raise --temperatures or --chains.")
+        print("This estimate is UNRELIABLE: raise --temperatures or --num_chains.")
     if output is not None:
-        (output / "log_z.json").write_text(json.dumps(figures, indent=2))
-        ess_curve(result).savefig(output / "ess.png", dpi=120)
-    return figures
+        (output / "log_z.json").write_text(json.dumps(metrics, indent=2))
+        plot_ess(result).savefig(output / "ess.png", dpi=120)
+    return metrics
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""A joint energy model of MNIST or FashionMNIST and the plain classifier of the same network, trained and evaluated.
+"""Train and evaluate a joint energy model of MNIST or FashionMNIST, and the plain classifier of the same network.
 
-``python recipes/mnist.py --root DIR`` trains both on MNIST, and with ``--config recipes/fashionmnist.yaml`` on
-FashionMNIST, then runs ``recipes/evaluate.py`` on the two checkpoints: its
-report.html, metrics.json and pictures are in the run's folder, ``runs/mnist-0`` and so on.
+``python recipes/mnist.py --data.root DIR`` trains both on MNIST; with ``--config recipes/fashionmnist.yaml`` it trains
+them on FashionMNIST. Checkpoints, pictures and the evaluation's report.html and metrics.json are in the run's folder,
+``runs/mnist-0`` and so on.
 """
 
+import copy
 import functools
 import json
-import os
-import subprocess
-import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,165 +20,206 @@ from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from ebm_lightning import JEM, SGLD, ChainDiagnostics, ClassGaussians, DivergenceGuard, ReplayBuffer, SampleGrid
-from ebm_lightning.data import MNIST, Augment, FashionMNIST
-from ebm_lightning.memory import keep_freed_memory
+from ebm_lightning import (
+    JEM,
+    SGLD,
+    ChainDiagnostics,
+    ClassGaussians,
+    Density,
+    DivergenceGuard,
+    ReplayBuffer,
+    SampleGrid,
+    evaluate,
+)
+from ebm_lightning.data import ImageDataModule
+from ebm_lightning.evaluation.checkpoints import load_model
+from ebm_lightning.evaluation.report import comparison_table, results_folder
 from ebm_lightning.networks import StridedConvNet
-from ebm_lightning.report import results_folder
+from ebm_lightning.samplers.memory import keep_freed_memory
 
-DATA = {"MNIST": MNIST, "FashionMNIST": FashionMNIST}
-Precision = Literal["32-true", "bf16-mixed"]
+DATA = {
+    "class_path": "ebm_lightning.data.MNIST",
+    "init_args": {"batch_size": 256, "separate_batch_size": 64, "augment": "crop", "noise_std": 0.1},
+}
 
 
-def main(
-    dataset: Literal["MNIST", "FashionMNIST"] = "MNIST",
-    root: Path = Path("data"),
-    seed: int = 0,
-    output: Path | None = None,
-    logger: Literal["csv", "wandb"] = "csv",
-    steps: int = 2250,
-    baseline_steps: int = 2250,
-    batch_size: int = 256,
-    generative_batch_size: int = 64,
-    augment: Augment = "crop",
-    width: int = 16,
-    dropout: float = 0.0,
-    learning_rate: float = 1e-3,
-    gradient_clip: float = 10.0,
-    conditional_weight: float = 10.0,
-    energy_l2: float = 0.05,
-    classifier_noise: float = 0.1,
-    data_noise: float = 0.1,
-    step_size: float = 5.0,
-    noise_std: float = 0.01,
-    max_gradient: float = 0.01,
-    chain_steps: int = 10,
-    buffer_size: int = 2000,
-    reinit_prob: float = 0.05,
-    start: Literal["noise", "gaussians"] = "noise",
-    size: int | None = None,
-    precision: Precision = "bf16-mixed",
-    evaluate: bool = True,
-    keep_memory: bool = False,
-    progress_bar: bool = True,
-) -> Path:
-    """Train JEM and the plain classifier on 28x28 images, and evaluate both.
+@dataclass(kw_only=True)
+class Options:
+    """Train a JEM and the plain classifier of the same network on images, and evaluate both.
 
     Args:
-        dataset: Which images.
-        root: Folder with them in torchvision's layout, downloaded there if absent.
-        seed: Of weights, chains and the order of the data.
+        data: MNIST or FashionMNIST, such as --data FashionMNIST --data.root DIR. Batches of the joint model: batch_size
+            images for p(y|x), with augmentation and noise, which keeps the energy from getting steep, and
+            separate_batch_size images for p(x), which is also the number of chains per step. The plain classifier
+            trains without noise.
         output: Folder for results, new or empty; by default the next free runs/mnist-N or runs/fashionmnist-N.
-        logger: Where metrics go; wandb works offline with WANDB_MODE=offline and no account.
-        steps: Optimiser steps of the joint model. More make a better classifier and worse chains: with 3000, half
-            of those that start at noise stay there.
-        baseline_steps: Optimiser steps of the plain classifier.
-        batch_size: Images in a batch for p(y|x).
-        generative_batch_size: Images in a batch for p(x), and chains moved in a step.
-        augment: What is done to the images for p(y|x) before they are noisy.
-        width: Of the network.
-        dropout: Of the network, before its two linear layers.
+        logger: Where metrics go. W&B works offline with WANDB_MODE=offline and no account.
+        seed: Seed of weights, chains and the order of the data.
+        max_steps: Optimizer steps of the joint model. More steps improve the classifier but not the chains: with 3000,
+            half of the chains that start at noise stay there.
+        baseline_max_steps: Optimizer steps of the plain classifier.
+        width: Width of the network.
+        dropout: Dropout probability before the two linear layers of the network.
         learning_rate: Peak of Adam's one-cycle schedule.
-        gradient_clip: Largest norm of the joint model's gradient.
-        conditional_weight: Weight of -log p(y|x) where -log p(x) has 1.
+        gradient_clip: Largest gradient norm of the joint model.
+        conditional_weight: Weight of -log p(y|x), relative to that of -log p(x).
         energy_l2: Weight of the squared energies.
-        classifier_noise: Standard deviation of Gaussian noise on the joint model's images for p(y|x), in units of x.
-            It keeps the energy from getting steep.
-        data_noise: The same on its images for p(x). Black margins are what chains follow worst; noise widens them.
-        step_size: Of Langevin dynamics, in squared units of x per unit of energy.
-        noise_std: Of Langevin dynamics, in units of x.
-        max_gradient: Clamps the gradient's components: no step is longer than step_size times this, so that chains
-            do not swing from wall to wall.
-        chain_steps: Langevin steps of each chain for each batch.
+        data_noise: Standard deviation of Gaussian noise on the images for p(x), in units of x. Chains are least
+            accurate in the black margins of the images; noise widens their distribution.
+        step_size: Step size of Langevin dynamics, in squared units of x per unit of energy.
+        noise_std: Noise of Langevin dynamics, in units of x.
+        max_gradient: Clamps each component of the gradient. It limits the length of a step, so that chains do not jump
+            between the walls of the box.
+        sampler_steps: Langevin steps of each chain per batch.
         buffer_size: Number of persistent chains.
-        reinit_prob: Probability that a chain starts anew.
-        start: Where it then starts: at uniform noise, or in a Gaussian of its class's mean and covariance.
-        size: Training images to use; by default all but the 5000 held out.
-        precision: Of the network's body.
-        evaluate: Run recipes/evaluate.py on the checkpoints, with fresh chains that start in the Gaussians.
-        keep_memory: On a CPU with glibc, keep freed memory in the process: faster, see docs/speed.md.
+        reinit_prob: Probability that a chain is reinitialized.
+        initial: Distribution of the initial points of chains, such as ClassGaussians; by default uniform noise.
+        precision: Precision of the network's body.
+        evaluate: Evaluate both models, with fresh chains that start in the Gaussians of the classes.
+        keep_memory: Keep freed memory in the process, which is faster on a CPU with glibc; see docs/speed.md.
         progress_bar: Show progress bars.
     """
-    began = time.time()
-    folder = results_folder(output, dataset.lower())
-    if keep_memory:
+
+    data: ImageDataModule
+    output: Path | None = None
+    logger: Literal["csv", "wandb"] = "csv"
+    seed: int = 0
+    max_steps: int = 2250
+    baseline_max_steps: int = 2250
+    width: int = 16
+    dropout: float = 0.0
+    learning_rate: float = 1e-3
+    gradient_clip: float = 10.0
+    conditional_weight: float = 10.0
+    energy_l2: float = 0.05
+    data_noise: float = 0.1
+    step_size: float = 5.0
+    noise_std: float = 0.01
+    max_gradient: float = 0.01
+    sampler_steps: int = 10
+    buffer_size: int = 2000
+    reinit_prob: float = 0.05
+    initial: Density | None = None
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    evaluate: bool = True
+    keep_memory: bool = False
+    progress_bar: bool = True
+
+
+def main(options: Options) -> Path:
+    """Train both models and evaluate them. Returns the folder with the results."""
+    started = time.time()
+    folder = results_folder(options.output, type(options.data).__name__.lower())
+    if options.keep_memory:
         keep_freed_memory()
-    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|Checkpoint directory).*")
-
-    def run(name: str, weight: float, total_steps: int) -> float:
-        L.seed_everything(seed, verbose=False)
-        data = DATA[dataset](
-            root,
-            batch_size,
-            augment=augment,
-            noise_std=classifier_noise if weight else 0.0,
-            separate_batch_size=generative_batch_size if weight else None,
-            size=size,
-        )
-        module = JEM(
-            StridedConvNet(data.support.shape, data.num_classes, width, dropout),
-            data.num_classes,
-            data.support,
-            SGLD(step_size, noise_std, chain_steps, max_gradient=max_gradient),
-            ReplayBuffer(buffer_size, reinit_prob, ClassGaussians() if start == "gaussians" else None),
-            conditional_weight=conditional_weight,
-            generative_weight=weight,
-            energy_l2=energy_l2,
-            data_noise=data_noise if weight else 0.0,
-            optimizer=functools.partial(torch.optim.Adam, lr=learning_rate),
-            lr_scheduler=functools.partial(
-                torch.optim.lr_scheduler.OneCycleLR, max_lr=learning_rate, total_steps=total_steps, pct_start=0.1
-            ),
-        )
-        saver = ModelCheckpoint(folder, filename=name, save_last=False, enable_version_counter=False)
-        callbacks: list[Callback] = [EMAWeightAveraging(decay=0.995), saver]
-        if weight:
-            callbacks += [ChainDiagnostics(), DivergenceGuard(), SampleGrid(1, directory=folder, scale=2)]
-        trainer = L.Trainer(
-            max_epochs=-1,
-            max_steps=total_steps,
-            accelerator="auto",
-            devices=1,
-            precision=precision,
-            logger=_logger(logger, folder / name, f"{folder.name}-{name}"),
-            callbacks=callbacks,
-            gradient_clip_val=gradient_clip if weight else None,
-            enable_progress_bar=progress_bar,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, data)
-        trainer.save_checkpoint(folder / f"{name}.ckpt")
-        accuracy = float(trainer.validate(module, data, verbose=False)[0]["val/accuracy"])
-        if logger == "wandb":
-            import wandb
-
-            wandb.finish()
-        return accuracy
-
-    held_out = {"baseline": run("baseline", 0.0, baseline_steps), "jem": run("jem", 1.0, steps)}
-    seconds = time.time() - began
-    (folder / "training.json").write_text(json.dumps({"val/accuracy": held_out, "seconds": seconds}, indent=2))
-    print(f"Trained both in {seconds:.0f} s; accuracy on 5000 images held out: {held_out}. Checkpoints are in {folder}")
-    if evaluate:
-        command = [sys.executable, str(Path(__file__).with_name("evaluate.py"))]
-        command += ["--checkpoint", str(folder / "jem.ckpt"), "--baseline", str(folder / "baseline.ckpt")]
-        command += ["--data", dataset, "--data.root", str(root), "--output", str(folder / "evaluation")]
-        command += ["--logger", logger, "--progress_bar", str(progress_bar).lower()]
-        command += ["--ood_images", "10000", "--sample_steps", "40", "--start", "ebm_lightning.ClassGaussians"]
-        command += [] if size is None else ["--data.size", str(size)]
-        print(" ".join(command))
-        kept = {name: str(2**30) for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_") if keep_memory}
-        subprocess.run(command, check=True, env={**os.environ, **kept})
-    print(f"{time.time() - began:.0f} seconds in all")
+    ignored = "does not have many workers|LeafSpec|Checkpoint directory|log Z is unreliable|in eval mode"
+    warnings.filterwarnings("ignore", f".*({ignored}).*")
+    accuracies = {"baseline": train("baseline", options, folder), "jem": train("jem", options, folder)}
+    results = {"val/accuracy": accuracies, "seconds": time.time() - started}
+    (folder / "training.json").write_text(json.dumps(results, indent=2))
+    print(f"Accuracy on {options.data.val_size} validation images: {accuracies}. Checkpoints are in {folder}")
+    if options.evaluate:
+        evaluate_both(options, folder)
+    print(f"{time.time() - started:.0f} seconds")
     return folder
 
 
-def _logger(name: str, directory: Path, run_name: str) -> Logger:
-    if name == "wandb":
-        directory.mkdir(parents=True, exist_ok=True)
-        return WandbLogger(run_name, directory, project="ebm_lightning")
-    return CSVLogger(directory, "logs", "")
+def train(name: Literal["jem", "baseline"], options: Options, folder: Path) -> float:
+    """Train one of the models, save its checkpoint, and return its validation accuracy."""
+    L.seed_everything(options.seed, verbose=False)
+    joint = name == "jem"
+    data = copy.deepcopy(options.data) if joint else variant(options.data, noise_std=0.0, separate_batch_size=None)
+    max_steps = options.max_steps if joint else options.baseline_max_steps
+    module = make_model(options, joint, max_steps)
+    trainer = L.Trainer(
+        max_epochs=-1,
+        max_steps=max_steps,
+        accelerator="auto",
+        devices=1,
+        precision=options.precision,
+        logger=make_logger(options.logger, folder / name, f"{folder.name}-{name}"),
+        callbacks=make_callbacks(name, folder),
+        gradient_clip_val=options.gradient_clip if joint else None,
+        enable_progress_bar=options.progress_bar,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    trainer.save_checkpoint(folder / f"{name}.ckpt")
+    accuracy = float(trainer.validate(module, data, verbose=False)[0]["val/accuracy"])
+    if options.logger == "wandb":
+        finish_wandb()
+    return accuracy
+
+
+def make_model(options: Options, joint: bool, max_steps: int) -> JEM:
+    """The joint model, or with a generative weight of 0 the plain classifier."""
+    data = options.data
+    return JEM(
+        StridedConvNet(data.support.shape, data.num_classes, options.width, options.dropout),
+        data.num_classes,
+        data.support,
+        SGLD(options.step_size, options.noise_std, options.sampler_steps, max_gradient=options.max_gradient),
+        ReplayBuffer(options.buffer_size, options.reinit_prob, copy.deepcopy(options.initial)),
+        conditional_weight=options.conditional_weight,
+        generative_weight=float(joint),
+        energy_l2=options.energy_l2,
+        data_noise=options.data_noise if joint else 0.0,
+        optimizer=functools.partial(torch.optim.Adam, lr=options.learning_rate),
+        lr_scheduler=functools.partial(
+            torch.optim.lr_scheduler.OneCycleLR,
+            max_lr=options.learning_rate,
+            total_steps=max_steps,
+            pct_start=0.1,
+        ),
+    )
+
+
+def make_callbacks(name: Literal["jem", "baseline"], folder: Path) -> list[Callback]:
+    checkpoint = ModelCheckpoint(folder, filename=name, save_last=False, enable_version_counter=False)
+    callbacks: list[Callback] = [EMAWeightAveraging(decay=0.995), checkpoint]
+    if name == "jem":
+        callbacks += [ChainDiagnostics(), DivergenceGuard(), SampleGrid(1, directory=folder, scale=2)]
+    return callbacks
+
+
+def make_logger(name: Literal["csv", "wandb"], folder: Path, run_name: str) -> Logger:
+    if name == "csv":
+        return CSVLogger(folder, "logs", "")
+    folder.mkdir(parents=True, exist_ok=True)
+    return WandbLogger(run_name, folder, project="ebm_lightning")
+
+
+def finish_wandb() -> None:
+    import wandb
+
+    wandb.finish()
+
+
+def evaluate_both(options: Options, folder: Path) -> None:
+    """Evaluate the two checkpoints and print their metrics."""
+    metrics = evaluate(
+        load_model(folder / "jem.ckpt"),
+        variant(options.data, augment="none", noise_std=0.0, separate_batch_size=None),
+        load_model(folder / "baseline.ckpt"),
+        folder / "evaluation",
+        title=f"Evaluation of {folder / 'jem.ckpt'} and {folder / 'baseline.ckpt'}",
+        logger=options.logger,
+        ood_images=10_000,
+        sampler_steps=40,
+        initial=ClassGaussians(),
+        progress_bar=options.progress_bar,
+    )
+    print(comparison_table(metrics))
+    print(f"report.html, metrics.json and pictures are in {folder / 'evaluation'}")
+
+
+def variant(data: ImageDataModule, **changes: Any) -> ImageDataModule:
+    """A copy of a data module with other arguments."""
+    data = copy.deepcopy(data)
+    for name, value in changes.items():
+        setattr(data, name, value)
+    return data
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    main(auto_cli(Options, as_positional=False, set_defaults={"data": DATA}))

@@ -1,13 +1,14 @@
-"""The classification RBM on MNIST, after Larochelle & Bengio (2008): ``python recipes/mnist_rbm.py --data DIR``.
+"""Train a classification RBM (Larochelle & Bengio 2008) on MNIST: ``python recipes/mnist_rbm.py --data.root DIR``.
 
-Training images are binarised anew for each batch, each grey level the probability of a pixel that is on. Evaluated
-images keep their grey levels as probabilities, as in the paper; the error on images cut at 0.5 is printed beside it.
+Training images are binarized at random for each batch: a gray level is the probability that the pixel is on. Test
+images keep their gray levels as probabilities, as in the paper. The error on images thresholded at 0.5 is also printed.
 """
 
 import functools
 import json
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,25 @@ from torchvision.datasets import MNIST
 from torchvision.utils import save_image
 
 from ebm_lightning import Binary, BlockGibbs, Calibration, ClassificationRBM, DataInit, ReplayBuffer
-from ebm_lightning.data import Binarised, resumable_loader
-from ebm_lightning.report import results_folder
-from ebm_lightning.streams import make_generator
+from ebm_lightning.data import Binarized, resumable_loader
+from ebm_lightning.data.resumable_loader import identity_collate
+from ebm_lightning.evaluation.report import results_folder
+from ebm_lightning.rng import make_generator
+
+
+@dataclass(frozen=True)
+class Data:
+    """Location of the images.
+
+    Args:
+        root: Folder with MNIST in torchvision's layout. Missing files are downloaded to it.
+    """
+
+    root: Path = Path("data")
 
 
 def main(
-    data: Path = Path("data"),
+    data: Data = Data(),
     seed: int = 0,
     output: Path | None = None,
     epochs: int = 15,
@@ -36,7 +49,7 @@ def main(
     batch_size: int = 100,
     conditional_weight: float = 1.0,
     joint_weight: float = 0.01,
-    k: int = 1,
+    sampler_steps: int = 1,
     buffer_size: int = 0,
     holdout: int = 0,
     size: int = 60_000,
@@ -45,19 +58,20 @@ def main(
     """Train a classification RBM and evaluate it on the test images.
 
     Args:
-        data: Folder with MNIST in it, downloaded there if absent.
-        seed: Of weights, chains, binarisation and the order of images.
-        output: Folder for results, new or empty; by default the next free runs/mnist_rbm-N.
+        data: Location of the images.
+        seed: Seed of the weights, the chains, the binarization and the data order.
+        output: New or empty folder for the results. Default: the next free runs/mnist_rbm-N.
         epochs: Passes over the training images.
-        hidden: Hidden units.
-        learning_rate: Peak of Adam's one-cycle schedule.
-        batch_size: Images in a batch.
-        conditional_weight: Weight of -log p(y|x): alone it makes training discriminative.
-        joint_weight: Weight of -log p(x, y): alone it makes training generative.
-        k: Gibbs sweeps of each chain for each batch.
-        buffer_size: Number of persistent chains; 0 starts chains at the data (CD-k).
-        holdout: Training images kept for choosing settings: evaluated in place of the test images, which are not read.
-        size: Training images to use, of 60000.
+        hidden: Number of hidden units.
+        learning_rate: Maximum learning rate of Adam's one-cycle schedule.
+        batch_size: Images per batch.
+        conditional_weight: Weight of -log p(y|x). Training is discriminative if only this weight is positive.
+        joint_weight: Weight of -log p(x, y). Training is generative if only this weight is positive.
+        sampler_steps: Gibbs sweeps per batch, the k of CD-k.
+        buffer_size: Number of persistent chains. With 0, chains start at the data (CD-k).
+        holdout: Number of training images to evaluate instead of the test images, for tuning. The test images are
+            then not read.
+        size: Number of training images to use, at most 60000; includes the holdout.
         progress_bar: Show a progress bar.
     """
     start = time.time()
@@ -65,17 +79,17 @@ def main(
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|val_dataloader).*")
 
     L.seed_everything(seed, verbose=False)
-    x, y = images(data, train=True)
+    x, y = images(data.root, train=True)
     order = torch.randperm(len(x), generator=make_generator(0, "holdout"))[:size]
-    kept, used = order[:holdout], order[holdout:]
-    batches = resumable_loader(Binarised(x[used], y[used]), batch_size, collate_fn=lambda batch: batch)
-    evaluated = (x[kept], y[kept]) if holdout else images(data, train=False)
+    held_out, train = order[:holdout], order[holdout:]
+    batches = resumable_loader(Binarized(x[train], y[train]), batch_size, collate_fn=identity_collate)
+    evaluated = (x[held_out], y[held_out]) if holdout else images(data.root, train=False)
     module = ClassificationRBM(
         784,
         hidden,
         10,
         Binary((784,), probabilities=True),
-        BlockGibbs(k),
+        BlockGibbs(sampler_steps),
         ReplayBuffer(buffer_size, 0.0) if buffer_size else DataInit(),
         conditional_weight=conditional_weight,
         joint_weight=joint_weight,
@@ -107,24 +121,24 @@ def main(
 
 
 def images(folder: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Grey levels in [0, 1], shape (N, 784), and labels (N,)."""
+    """Gray levels in [0, 1], shape (N, 784), and labels, shape (N,)."""
     mnist = MNIST(folder, train=train, download=True)
     return mnist.data.flatten(1).float() / 255, mnist.targets
 
 
 def evaluate(trainer: L.Trainer, module: ClassificationRBM, x: Tensor, y: Tensor) -> dict[str, float]:
-    """The test metrics, and the errors in per cent on grey images and on images cut at 0.5."""
+    """Test metrics, and the classification error in percent on gray images and on images thresholded at 0.5."""
 
     def test(x: Tensor) -> Any:
         return trainer.test(module, DataLoader(TensorDataset(x, y), 500), verbose=False)[0]
 
-    cut, grey = test((x > 0.5).float()), test(x)
-    errors = {"error_percent": grey["test/accuracy"], "error_percent_cut": cut["test/accuracy"]}
-    return {**grey, **{name: 100 * (1 - accuracy) for name, accuracy in errors.items()}}
+    gray, binary = test(x), test((x > 0.5).float())
+    accuracies = {"error_percent": gray["test/accuracy"], "error_percent_cut": binary["test/accuracy"]}
+    return {**gray, **{name: 100 * (1 - accuracy) for name, accuracy in accuracies.items()}}
 
 
 def filters(module: ClassificationRBM) -> Tensor:
-    """The 100 strongest rows of W as pictures (100, 1, 28, 28), each scaled to its own largest weight."""
+    """The 100 rows of W with the largest norms as images, shape (100, 1, 28, 28), each scaled by its largest weight."""
     weight = module.rbm.weight.detach()
     strongest = weight[weight.norm(dim=1).argsort(descending=True)[:100]]
     return (0.5 + 0.5 * strongest / strongest.abs().amax(1, keepdim=True)).view(-1, 1, 28, 28)

@@ -1,6 +1,6 @@
-"""A joint energy model of rings in the plane, where everything can be checked: ``python recipes/rings.py``.
+"""Train a joint energy model of rings in the plane, with exact checks: ``python recipes/rings.py``.
 
-Trains at temperature 1, computes log Z by quadrature and by annealing, and draws the learnt density beside the data's.
+Trains at temperature 1, computes log Z by quadrature and by annealing, and plots the learned and the true density.
 """
 
 import functools
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ebm_lightning import JEM, SGLD, ReplayBuffer, ais
 from ebm_lightning.data import Rings
+from ebm_lightning.evaluation.report import results_folder
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import quadrature
 from ebm_lightning.partition.exact import grid
-from ebm_lightning.report import results_folder
-from ebm_lightning.streams import make_generator
+from ebm_lightning.rng import make_generator
 
 
 def main(
@@ -32,24 +32,24 @@ def main(
     epochs: int = 30,
     learning_rate: float = 2e-3,
     step_size: float = 0.005,
-    steps: int = 25,
+    sampler_steps: int = 25,
     buffer_size: int = 4096,
     reinit_prob: float = 0.01,
     progress_bar: bool = True,
 ) -> dict[str, float]:
-    """Train JEM on three rings and hold it against quadrature.
+    """Train JEM on three rings and compare its log Z with quadrature.
 
     Args:
-        seed: Of data, weights and chains.
-        output: Folder for results, new or empty; by default the next free runs/rings-N.
+        seed: Seed of the data, the weights and the chains.
+        output: New or empty folder for the results. Default: the next free runs/rings-N.
         epochs: Passes over the 8192 training points.
-        learning_rate: Peak of Adam's one-cycle schedule.
-        step_size: Of Langevin dynamics at temperature 1, in squared units of x per unit of energy.
-        steps: Langevin steps of each chain for each batch.
+        learning_rate: Maximum learning rate of Adam's one-cycle schedule.
+        step_size: Step size of Langevin dynamics at temperature 1, in squared units of x per unit of energy.
+        sampler_steps: Langevin steps per batch.
         buffer_size: Number of persistent chains.
-        reinit_prob: Probability that a chain starts anew from uniform noise. Chains that die young have not reached
-            the model's law, and the model then makes up for it.
-        progress_bar: Show a progress bar with the energies of data and negatives.
+        reinit_prob: Probability that a chain is reinitialized from uniform noise. With frequent reinitialization,
+            chains do not reach the model's distribution, and the learned density is biased to compensate.
+        progress_bar: Show a progress bar, with the energies of data and negatives.
     """
     start = time.time()
     output = results_folder(output, "rings")
@@ -61,9 +61,9 @@ def main(
         MLP(2, data.num_classes, (128, 128, 128)),
         data.num_classes,
         data.support,
-        SGLD.langevin(step_size, steps=steps),
+        SGLD.langevin(step_size, steps=sampler_steps),
         ReplayBuffer(buffer_size, reinit_prob),
-        energy_l2=0.0,  # the density itself is wanted
+        energy_l2=0.0,  # a penalty would flatten the density
         optimizer=functools.partial(torch.optim.Adam, lr=learning_rate),
         lr_scheduler=functools.partial(
             torch.optim.lr_scheduler.OneCycleLR,
@@ -90,14 +90,14 @@ def main(
     samples = long_chains(module, 2048, seed)
     metrics.update(measure(module, data, samples), seconds=time.time() - start)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    picture(module, data, samples, metrics["log_z"]).savefig(output / "density.png", dpi=120)
+    plot_densities(module, data, samples, metrics["log_z"]).savefig(output / "density.png", dpi=120)
     print("\n".join(f"{name:28}{value:12.4f}" for name, value in metrics.items()))
     print(f"metrics.json, model.ckpt and density.png are in {output}")
     return metrics
 
 
 def long_chains(module: JEM, n: int, seed: int) -> Tensor:
-    """``n`` fresh chains, run for 500 steps from uniform noise."""
+    """Samples of ``n`` new chains: 500 steps from uniform noise, shape (n, 2)."""
     generator = make_generator(seed, "rings samples")
     sampler = SGLD.langevin(0.005, steps=500)
     return sampler(
@@ -106,7 +106,7 @@ def long_chains(module: JEM, n: int, seed: int) -> Tensor:
 
 
 def measure(module: JEM, data: Rings, samples: Tensor) -> dict[str, float]:
-    """Energies, the exact log Z, and log-likelihoods of the test points under the model and under the truth."""
+    """Mean energies, log Z, and the mean log-likelihood of the test points under the model and the true density."""
     x, _ = data.test.tensors
     log_z = quadrature(module.energy, data.support)
     annealed = ais(module.energy, data.support, generator=make_generator(0, "rings log Z"))
@@ -124,8 +124,8 @@ def measure(module: JEM, data: Rings, samples: Tensor) -> dict[str, float]:
         }
 
 
-def picture(module: JEM, data: Rings, samples: Tensor, log_z: float) -> Figure:
-    """The data's density, the model's, and the model's chains."""
+def plot_densities(module: JEM, data: Rings, samples: Tensor, log_z: float) -> Figure:
+    """Plot the true density, the model's density and the samples."""
     points, wall = 256, data.support.high
     x = grid(data.support, points)
     with torch.no_grad():
@@ -135,11 +135,11 @@ def picture(module: JEM, data: Rings, samples: Tensor, log_z: float) -> Figure:
     axes = figure.subplots(1, 3)
     for ax, density, title in zip(axes, densities, ("p(x) of the data", "p(x) of the model"), strict=False):
         image = density.view(points, points).T.numpy()
-        drawn = ax.imshow(image, origin="lower", extent=(-wall, wall, -wall, wall), vmin=0, vmax=top)
+        mappable = ax.imshow(image, origin="lower", extent=(-wall, wall, -wall, wall), vmin=0, vmax=top)
         ax.set_title(title)
-    figure.colorbar(drawn, ax=axes[:2], shrink=0.8)
+    figure.colorbar(mappable, ax=axes[:2], shrink=0.8)
     axes[2].plot(*samples.T.numpy(), ".", markersize=1)
-    axes[2].set(title="fresh chains, 500 steps from noise", xlim=(-wall, wall), ylim=(-wall, wall), aspect="equal")
+    axes[2].set(title="new chains, 500 steps from noise", xlim=(-wall, wall), ylim=(-wall, wall), aspect="equal")
     return figure
 
 

@@ -1,8 +1,9 @@
-"""Which trainings survive temperature 1: ``python recipes/benchmarks/divergence.py``.
+"""Test which trainers survive temperature 1: ``python recipes/benchmarks/divergence.py``.
 
-The case that explodes in plain implementations, on scikit-learn's digits: a small SiLU network, Adam at 1e-3, chains
-of 40 Langevin steps of 0.005 at temperature 1, whose noise no sharp energy can follow. Three trainers meet it: a plain
-loop as people write it, JEM with its defaults, and JEM without its stabiliser under a DivergenceGuard.
+The setting makes plain implementations diverge, on scikit-learn's digits: a small SiLU network, Adam at 1e-3, and
+chains of 40 Langevin steps of size 0.005 at temperature 1. The noise of these steps is too large for a sharp energy.
+Three trainers run it: a hand-written loop, JEM with its defaults, and JEM without its energy penalty but with a
+DivergenceGuard.
 """
 
 import functools
@@ -23,44 +24,44 @@ from ebm_lightning.data import Digits
 
 Trainer = Literal["plain loop", "defaults", "guard"]
 Precision = Literal["32-true", "bf16-mixed"]
-BATCH, CHAINS, REINIT, RATE = 64, 2000, 0.05, 1e-3
+BATCH_SIZE, BUFFER_SIZE, REINIT_PROB, LEARNING_RATE = 64, 2000, 0.05, 1e-3
 
 
 def main(
     trainers: tuple[Trainer, ...] = ("plain loop", "defaults", "guard"),
     seeds: tuple[int, ...] = tuple(range(10)),
-    iterations: int = 2500,
+    max_steps: int = 2500,
     width: int = 64,
     precision: Precision = "32-true",
     output: Path = Path("runs/divergence.jsonl"),
 ) -> None:
-    """Train, and print one line for each run.
+    """Train with every trainer and seed, and print one line per run.
 
     Args:
-        trainers: Which of them.
-        seeds: Of weights, data order and chains.
-        iterations: Optimiser steps, the length of the one-cycle schedule.
+        trainers: Trainers to run.
+        seeds: Seeds of the weights, the data order and the chains.
+        max_steps: Optimizer steps, the length of the one-cycle schedule.
         width: Channels of the first two layers; the next two have twice as many.
-        precision: Of the network's forward and backward passes.
-        output: Results are appended here, one JSON object for each run.
+        precision: Precision of the network's forward and backward passes.
+        output: File to which results are appended, one JSON object per run.
     """
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|val_dataloader|trainer.fit).*")
     output.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{'trainer':12}{'seed':>6}{'accuracy':>10}{'largest |E|':>13}{'rollbacks':>11}{'seconds':>9}")
+    print(f"{'trainer':12}{'seed':>6}{'accuracy':>10}{'max |E|':>13}{'rollbacks':>11}{'seconds':>9}")
     for name in trainers:
         for seed in seeds:
             start = time.time()
             run = plain_loop if name == "plain loop" else functools.partial(lightning_run, guarded=name == "guard")
-            accuracy, largest, rollbacks = run(seed, iterations, width, precision)
+            accuracy, max_energy, rollbacks = run(seed, max_steps, width, precision)
             seconds = time.time() - start
-            print(f"{name:12}{seed:6d}{accuracy:10.4f}{largest:13.4g}{rollbacks:11d}{seconds:9.0f}", flush=True)
+            print(f"{name:12}{seed:6d}{accuracy:10.4f}{max_energy:13.4g}{rollbacks:11d}{seconds:9.0f}", flush=True)
             row = {
                 "trainer": name,
                 "seed": seed,
                 "accuracy": accuracy,
-                "largest_energy": largest,
+                "max_energy": max_energy,
                 "rollbacks": rollbacks,
-                "iterations": iterations,
+                "max_steps": max_steps,
                 "width": width,
                 "precision": precision,
                 "seconds": seconds,
@@ -70,49 +71,52 @@ def main(
 
 
 def network(width: int) -> nn.Sequential:
-    """Four convolutions with SiLU, the second and fourth halving the image, for 8x8 pixels."""
+    """Four convolutions with SiLU for 8x8 images. The second and the fourth halve the resolution."""
     layers: list[nn.Module] = []
     for channels, out, stride in ((1, width, 1), (width, width, 2), (width, 2 * width, 1), (2 * width, 2 * width, 2)):
         layers += [nn.Conv2d(channels, out, 3, stride, 1), nn.SiLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * width, 10))
 
 
-class Largest(L.Callback):
-    """Keeps the largest mean energy of either phase, in absolute value."""
+class MaxEnergy(L.Callback):
+    """Records the largest absolute mean energy of data and negatives."""
 
     def __init__(self) -> None:
         self.value = 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         assert isinstance(pl_module, JEM)
-        for energy in pl_module.last_energies or ():
-            self.value = max(self.value, abs(float(energy)))
+        if (step := pl_module.chain_step) is not None:
+            energies = (step.energy_pos, step.energy_neg)
+            self.value = max([self.value, *(abs(float(e)) for e in energies if e is not None)])
 
 
 def lightning_run(
-    seed: int, iterations: int, width: int, precision: Precision, guarded: bool
+    seed: int, max_steps: int, width: int, precision: Precision, guarded: bool
 ) -> tuple[float, float, int]:
-    """Test accuracy, largest energy and rollbacks of a run with the library's defaults, or with the guard alone."""
+    """Test accuracy, maximum energy and rollbacks of a run with the defaults, or with only the guard."""
     L.seed_everything(seed, verbose=False)
-    data, guard, largest = Digits(BATCH), DivergenceGuard(), Largest()
-    without: dict[str, Any] = {"energy_l2": 0.0} if guarded else {}
+    data, guard, max_energy = Digits(BATCH_SIZE), DivergenceGuard(), MaxEnergy()
+    no_penalty: dict[str, Any] = {"energy_l2": 0.0} if guarded else {}
     module = JEM(
         network(width),
         data.num_classes,
         data.support,
         SGLD.langevin(),
-        ReplayBuffer(CHAINS, REINIT),
-        optimizer=functools.partial(torch.optim.Adam, lr=RATE),
-        lr_scheduler=functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=RATE, total_steps=iterations),
-        **without,
+        ReplayBuffer(BUFFER_SIZE, REINIT_PROB),
+        optimizer=functools.partial(torch.optim.Adam, lr=LEARNING_RATE),
+        lr_scheduler=functools.partial(
+            torch.optim.lr_scheduler.OneCycleLR, max_lr=LEARNING_RATE, total_steps=max_steps
+        ),
+        **no_penalty,
     )
     trainer = L.Trainer(
-        max_steps=iterations,
+        max_steps=max_steps,
         accelerator="cpu",
         devices=1,
         precision=precision,
         logger=False,
-        callbacks=[largest, guard] if guarded else [largest],
+        callbacks=[max_energy, guard] if guarded else [max_energy],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
@@ -120,13 +124,13 @@ def lightning_run(
     )
     trainer.fit(module, data)
     (metrics,) = trainer.test(module, data, verbose=False)
-    return metrics["test/accuracy"], largest.value, guard.rollbacks
+    return metrics["test/accuracy"], max_energy.value, guard.rollbacks
 
 
-def plain_loop(seed: int, iterations: int, width: int, precision: Precision) -> tuple[float, float, int]:
-    """The usual script: noise and step of their own, nothing that watches."""
+def plain_loop(seed: int, max_steps: int, width: int, precision: Precision) -> tuple[float, float, int]:
+    """Test accuracy, maximum energy and 0 rollbacks of a hand-written training loop without safeguards."""
     torch.manual_seed(seed)
-    data, net, largest, step = Digits(BATCH), network(width), 0.0, 0
+    data, net, max_energy, step = Digits(BATCH_SIZE), network(width), 0.0, 0
     data.setup()
 
     def logits_of(x: Tensor) -> Tensor:
@@ -134,13 +138,13 @@ def plain_loop(seed: int, iterations: int, width: int, precision: Precision) -> 
             logits: Tensor = net(x)
         return logits.float()
 
-    loader = torch.utils.data.DataLoader(data.train, BATCH, shuffle=True, drop_last=True, collate_fn=lambda b: b)
-    optimizer, buffer = torch.optim.Adam(net.parameters(), RATE), torch.rand(CHAINS, 1, 8, 8) * 2 - 1
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, iterations)
-    while step < iterations:
+    loader = torch.utils.data.DataLoader(data.train, BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=lambda b: b)
+    optimizer, buffer = torch.optim.Adam(net.parameters(), LEARNING_RATE), torch.rand(BUFFER_SIZE, 1, 8, 8) * 2 - 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, max_steps)
+    while step < max_steps:
         for x, y in loader:
-            index = torch.randint(CHAINS, (len(x),))
-            fresh = torch.rand(len(x), 1, 1, 1) < REINIT
+            index = torch.randint(BUFFER_SIZE, (len(x),))
+            fresh = torch.rand(len(x), 1, 1, 1) < REINIT_PROB
             x_neg = torch.where(fresh, torch.rand_like(x) * 2 - 1, buffer[index])
             for _ in range(40):
                 x_neg.requires_grad_()
@@ -154,12 +158,12 @@ def plain_loop(seed: int, iterations: int, width: int, precision: Precision) -> 
             loss.backward()
             optimizer.step()
             schedule.step()
-            largest, step = max(largest, *(abs(float(e)) for e in energies)), step + 1
-            if step == iterations:
+            max_energy, step = max(max_energy, *(abs(float(e)) for e in energies)), step + 1
+            if step == max_steps:
                 break
     with torch.no_grad():
-        right = [(logits_of(x).argmax(1) == y).float() for x, y in data.test_dataloader()]
-    return float(torch.cat(right).mean()), largest, 0
+        correct = [(logits_of(x).argmax(1) == y).float() for x, y in data.test_dataloader()]
+    return float(torch.cat(correct).mean()), max_energy, 0
 
 
 if __name__ == "__main__":

@@ -1,37 +1,53 @@
-"""log Z of targets whose truth is known: ``python recipes/benchmarks/log_z.py``.
+"""Accuracy of annealing on targets with known log Z: ``python recipes/benchmarks/log_z.py``.
 
-Prints target, truth, mean error, RMSE over the seeds, mean stated error, gradient evaluations, seconds and effective
-sample size. One kernel and one set of defaults for all; only the number of temperatures follows from the budget.
+Prints a Markdown table with the exact log Z of each target, and over the seeds the mean error, RMSE, mean stated error,
+gradient evaluations, seconds and relative effective sample size. All targets use the same kernel and defaults. Only the
+number of temperatures differs: it follows from the budget of gradient evaluations.
 """
 
 import math
-import time
+import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from common import print_table, timed
 from jsonargparse import auto_cli
 from torch import nn
 from tqdm import tqdm
 
-from ebm_lightning import JEM
+from ebm_lightning import JEM, Density, LogZ
 from ebm_lightning.energies import Energy, GaussianEnergy, JointEnergy, MixtureLogits
-from ebm_lightning.partition import Normal, Proposal, ais, exact_log_z
+from ebm_lightning.partition import Normal, ais, exact_log_z
+from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC, HMC, MALA
-from ebm_lightning.streams import make_generator
 from ebm_lightning.supports import Box, Euclidean, Support
 
 KERNELS = {"ghmc": GHMC(), "hmc": HMC(leapfrogs=3), "mala": MALA()}
+HEADER = ("target", "exact", "mean error", "RMSE", "stated error", "gradients", "seconds", "relative ESS")
 
 
 class Target(NamedTuple):
+    """An energy with known log Z, and how to anneal to it.
+
+    Attributes:
+        energy, support, proposal: As for ``ais``.
+        budget: Gradient evaluations.
+        pilots: Part of the budget reserved for pilot runs; a little more than they need.
+        num_chains: Number of chains.
+    """
+
     energy: Energy
     support: Support
-    proposal: Proposal | None
+    proposal: Density | None
     budget: float
-    pilots: float  # of the budget, a little more than pilots take
-    chains: int
+    pilots: float
+    num_chains: int
+
+    def anneal(self, seed: int, stream: str, **arguments: Any) -> LogZ:
+        rng = make_generator(seed, stream)
+        return ais(self.energy, self.support, proposal=self.proposal, generator=rng, **arguments)
 
 
 def main(
@@ -42,66 +58,49 @@ def main(
     rings: Path | None = None,
     coverage: int = 0,
 ) -> None:
-    """Hold AIS against the truth.
+    """Compare AIS with exact values.
 
     Args:
-        targets: Names from the table; all by default.
-        seeds: Runs of each target.
-        kernel: The kernel; hmc takes three leapfrog steps a temperature.
-        resample: Resample where the effective share falls under a half.
-        rings: model.ckpt of recipes/rings.py; its row is left out without it.
-        coverage: Count in this many runs how often the 95 % interval holds the truth, in place of the table.
+        targets: Names of targets; all by default.
+        seeds: Number of runs per target.
+        kernel: Kernel that moves the chains. hmc takes three leapfrog steps per temperature.
+        resample: Resample chains when their relative effective sample size falls below one half.
+        rings: model.ckpt of recipes/rings.py. Without it that target is left out.
+        coverage: If positive, count in this many runs how often the 95 % interval contains the exact value, instead of
+            printing the table.
     """
-    rows = table_of_targets(rings)
+    known = table_of_targets(rings)
     if coverage:
-        print_coverage(rows["modes-2"](), coverage)
+        print_coverage(known["modes-2"](), coverage)
         return
-    print(
-        f"{'target':12}{'truth':>10}{'mean err':>10}{'RMSE':>9}{'stated':>9}{'gradients':>11}{'seconds':>9}{'ESS':>7}"
+    rows = [row(name, known[name](), seeds, KERNELS[kernel], resample) for name in targets or known]
+    print_table(HEADER, rows)
+
+
+def row(name: str, target: Target, seeds: int, kernel: HMC, resample: bool) -> tuple[str, ...]:
+    """One line of the table."""
+    exact = exact_log_z(target.energy, target.support).log_z
+    temperatures = int((target.budget - target.pilots) / target.num_chains / kernel.leapfrogs)
+    arguments = {"temperatures": temperatures, "num_chains": target.num_chains, "kernel": kernel, "resample": resample}
+    duration, results = timed(
+        lambda: [target.anneal(s, "benchmark", **arguments) for s in tqdm(range(seeds), name, leave=False)]
     )
-    for name in targets or rows:
-        target = rows[name]()
-        truth = exact_log_z(target.energy, target.support).log_z
-        temperatures = int((target.budget - target.pilots) / target.chains / KERNELS[kernel].leapfrogs)
-        start = time.time()
-        results = [
-            ais(
-                target.energy,
-                target.support,
-                proposal=target.proposal,
-                kernel=KERNELS[kernel],
-                temperatures=temperatures,
-                chains=target.chains,
-                resample=resample,
-                generator=make_generator(seed, "benchmark"),
-            )
-            for seed in tqdm(range(seeds), name, leave=False)
-        ]
-        errors = [r.log_z - truth for r in results]
-        print(
-            f"{name:12}{truth:10.3f}{sum(errors) / seeds:10.4f}"
-            f"{math.sqrt(sum(e * e for e in errors) / seeds):9.4f}{sum(r.std_err for r in results) / seeds:9.4f}"
-            f"{max(r.gradient_evaluations for r in results):11.2e}{(time.time() - start) / seeds:9.1f}"
-            f"{sum(r.ess for r in results) / seeds:7.2f}",
-            flush=True,
-        )
+    errors = [r.log_z - exact for r in results]
+    rmse = math.sqrt(statistics.mean(e * e for e in errors))
+    stated, ess = (statistics.mean(getattr(r, key) for r in results) for key in ("std_err", "ess"))
+    gradients = max(r.gradient_evaluations for r in results)
+    cells = (name, f"{exact:.3f}", f"{statistics.mean(errors):.4f}", f"{rmse:.4f}", f"{stated:.4f}")
+    return (*cells, f"{gradients:.2e}", f"{duration.wall / seeds:.1f}", f"{ess:.2f}")
 
 
 def print_coverage(target: Target, repeats: int) -> None:
-    """Of two-dimensional modes, with 60 temperatures and 200 chains."""
-    truth, hits, ess = exact_log_z(target.energy, target.support).log_z, 0, 0.0
+    """How often the 95 % interval contains the exact value, with 60 temperatures and 200 chains."""
+    exact, hits, ess = exact_log_z(target.energy, target.support).log_z, 0, 0.0
     for repeat in tqdm(range(repeats), "coverage", leave=False):
-        result = ais(
-            target.energy,
-            target.support,
-            proposal=target.proposal,
-            temperatures=60,
-            chains=200,
-            generator=make_generator(repeat, "coverage"),
-        )
+        result = target.anneal(repeat, "coverage", temperatures=60, num_chains=200)
         low, high = result.interval(0.95)
-        hits, ess = hits + (low <= truth <= high), ess + result.ess / repeats
-    print(f"95 % intervals hold the truth in {hits} of {repeats} runs; mean effective share {ess:.2f}")
+        hits, ess = hits + (low <= exact <= high), ess + result.ess / repeats
+    print(f"95 % intervals contain the exact value in {hits} of {repeats} runs; mean relative ESS {ess:.2f}")
 
 
 def table_of_targets(rings: Path | None) -> dict[str, Callable[[], Target]]:
