@@ -126,7 +126,9 @@ class AISLogZ(Evaluation):
         for name, value in self._metrics(self.result, trainer, module).items():
             module.log(f"ais/{name}", value, sync_dist=True, batch_size=1)
         if not self.result.reliable:
-            rank_zero_warn(self._unreliable(self.result))
+            rank_zero_warn(
+                f"log Z = {self.result.log_z:.3f} +- {self.result.std_err:.3f} nats is not reliable. {self.result.why}"
+            )
         if trainer.is_global_zero and len(self.result.ess_curve):
             publish(trainer, "ais/ess", plot_ess(self.result), self.directory)
 
@@ -165,14 +167,6 @@ class AISLogZ(Evaluation):
             metrics["bits_per_dim"] = bits_per_dim(metrics["log_likelihood"], shape, width, self.num_levels)
             metrics["bits_per_dim_std_err"] = result.std_err / (math.prod(shape) * math.log(2))
         return metrics
-
-    def _unreliable(self, result: LogZ) -> str:
-        if not result.integrable:
-            return "log Z is unreliable: the energy falls along some ray, so Z is infinite. Use a Box or a Gaussian."
-        return (
-            f"log Z is unreliable: {result.log_z:.3f} +- {result.std_err:.3f} nats, with a relative effective sample "
-            f"size of {result.ess:.3f} from {self.num_chains} chains. Raise 'temperatures' or 'num_chains'."
-        )
 
 
 def plot_ess(result: LogZ) -> Figure:

@@ -21,6 +21,9 @@ from ebm_lightning.samplers.base import Progress
 from ebm_lightning.supports import Binary, Box, Density, Support
 
 RESAMPLE_FLOOR = 0.5
+INFINITE = (
+    "The energy falls along some direction, so Z is infinite: use a Box or Gaussian support, or an energy that grows."
+)
 
 
 def ais(
@@ -92,7 +95,7 @@ def ais(
     sizes = island_sizes(num_chains, chunk_size)
     annealing = Annealing(energy, support, checked_proposal(proposal, support), kernel or GHMC())
     if not integrable(energy, support, annealing.proposal, make_generator(seed, "rays", device=device)):
-        return LogZ(math.nan, math.nan, 0.0, integrable=False, reliable=False)
+        return LogZ(math.nan, math.nan, 0.0, integrable=False, why=INFINITE)
     path = ranks.broadcast(tune_path(annealing, temperatures, schedule, seed, device))
 
     def run(number: int, n: int, progress_iter: Iterator[int]) -> Island:

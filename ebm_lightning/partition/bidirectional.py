@@ -12,10 +12,14 @@ from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Sch
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.partition.pilot import tune_path
 from ebm_lightning.partition.proposals import checked_proposal
-from ebm_lightning.partition.smc import EFFECTIVE_CHAINS
+from ebm_lightning.partition.smc import degenerate
 from ebm_lightning.rng import make_generator, seed_and_device
 from ebm_lightning.samplers import GHMC, HMC, frozen
 from ebm_lightning.supports import Density, Support
+
+INEXACT = (
+    "The samples are not exact draws of the model, so the estimate may be too high or too low: use exact draws, or ais."
+)
 
 
 def reverse_ais(
@@ -59,13 +63,14 @@ def reverse_ais(
     log_w = _reverse_weights(annealing, path, samples.to(device), make_generator(seed, "reverse", device=device))
     ess = relative_ess(-log_w)
     log_z = -float(log_mean_exp(-log_w))
+    std_err = math.sqrt(max(0.0, (1 / ess - 1) / len(log_w)))
     return LogZ(
         log_z,
-        math.sqrt(max(0.0, (1 / ess - 1) / len(log_w))),
+        std_err,
         ess,
         log_w,
         upper=log_z if exact else None,
-        reliable=exact and ess * len(log_w) >= EFFECTIVE_CHAINS,
+        why=degenerate(ess * len(log_w), std_err) if exact else INEXACT,
         gradient_evaluations=path.gradient_evaluations + len(log_w) * (1 + temperatures * annealing.kernel.leapfrogs),
         betas=path.betas,
     )
@@ -87,7 +92,8 @@ def bracket(forward: LogZ, backward: LogZ, gap: float = 1.0) -> LogZ:
             "'backward' should come from exact samples to be a bound, got exact=False. Use exact draws of the model."
         )
     close = backward.upper - forward.lower <= gap + 2 * (forward.std_err + backward.std_err)
-    return dataclasses.replace(forward, upper=backward.upper, reliable=forward.reliable and close)
+    apart = "" if close else "The forward and backward bounds are too far apart: raise 'temperatures'."
+    return dataclasses.replace(forward, upper=backward.upper, why=forward.why or backward.why or apart)
 
 
 def _reverse_weights(annealing: Annealing, path: AnnealingPath, samples: Tensor, generator: torch.Generator) -> Tensor:

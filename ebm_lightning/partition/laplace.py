@@ -12,6 +12,8 @@ from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import frozen, value_and_gradient
 from ebm_lightning.supports import Box, Support
 
+NO_ERROR = "The Laplace approximation has no error estimate: compare it with ais."
+
 
 def laplace_log_z(
     energy: Energy,
@@ -61,7 +63,7 @@ def laplace_log_z(
             "flat directions."
         )
     log_z = -value.double() + dimensions / 2 * math.log(2 * math.pi) - 0.5 * eigenvalues.log().sum(1)
-    return LogZ(float(log_z.logsumexp(0)), math.nan, math.nan, log_weights=log_z.cpu(), reliable=False)
+    return LogZ(float(log_z.logsumexp(0)), math.nan, math.nan, log_weights=log_z.cpu(), why=NO_ERROR)
 
 
 def descend(energy: Energy, support: Support, x: Tensor, iterations: int) -> Tensor:

@@ -26,7 +26,9 @@ class LogZ:
         upper: Stochastic upper bound from :func:`reverse_ais` with exact samples, otherwise None.
         per_class: log Z_y, shape (K,), float64. Their logsumexp is ``log_z``. None for an energy without classes.
         integrable: False if the energy falls along some ray. Z is then infinite and ``log_z`` is NaN.
-        reliable: Whether all diagnostics pass. They cannot detect unvisited modes.
+        per_class_std_err: Standard error of each log Z_y, shape (K,), float64; NaN where too few chains carry a class to
+            know it. None for an energy without classes.
+        why: Why the estimate is not reliable, and what to do about it, in one sentence. Empty if all diagnostics pass.
         gradient_evaluations: Number of evaluations of the energy and its gradient, pilot included.
         degrees_of_freedom: Degrees of freedom of ``std_err``; infinite if it is computed from all chains.
         betas: Inverse temperatures of the path, shape (T + 1,).
@@ -42,12 +44,18 @@ class LogZ:
     upper: float | None = None
     per_class: Tensor | None = None
     integrable: bool = True
-    reliable: bool = True
+    per_class_std_err: Tensor | None = None
+    why: str = ""
     gradient_evaluations: int = 0
     degrees_of_freedom: float = math.inf
     betas: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     ess_curve: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     acceptance: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether all diagnostics pass. Without data they cannot detect modes that no chain visits."""
+        return not self.why
 
     @property
     def prior(self) -> Tensor:
@@ -95,6 +103,20 @@ class LogZ:
         check_number("level", level, above=0, below=1)
         half = student_quantile(0.5 + level / 2, self.degrees_of_freedom) * self.std_err
         return self.log_z - half, self.log_z + half
+
+    def lower_bound(self, delta: float = 0.05) -> float:
+        r"""A bound that log Z exceeds with probability at least 1 - delta, whether the estimate is reliable or not.
+
+        .. math:: P(\hat Z \ge Z / \delta) \le \delta, \qquad \log Z \ge \log \hat Z - \log(1 / \delta)
+
+        This is Markov's inequality for the unbiased estimate of Z. It does not hold for an estimate of 1 / Z such as
+        that of :func:`reverse_ais`.
+
+        Raises:
+            ValueError: ``delta`` outside (0, 1).
+        """
+        check_number("delta", delta, above=0, below=1)
+        return self.log_z + math.log(delta)
 
 
 def student_quantile(p: float, degrees_of_freedom: float) -> float:

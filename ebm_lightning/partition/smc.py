@@ -122,12 +122,22 @@ def combine(islands: list[Island], betas: Tensor, *, resampled: bool, gradient_e
         log_weights,
         error.lower,
         per_class=_per_class(islands, log_zs, fractions),
-        reliable=error.ess * len(log_weights) >= EFFECTIVE_CHAINS and error.std_err < MAX_STD_ERR,
+        why=degenerate(error.ess * len(log_weights), error.std_err),
         gradient_evaluations=gradient_evaluations,
         degrees_of_freedom=error.degrees_of_freedom,
         betas=betas,
         ess_curve=torch.stack([island.ess for island in islands]).mean(0),
         acceptance=torch.stack([island.acceptance for island in islands]).mean(0),
+    )
+
+
+def degenerate(effective_chains: float, std_err: float) -> str:
+    """Why weights are too uneven for a reliable estimate; empty if they are not."""
+    if effective_chains >= EFFECTIVE_CHAINS and std_err < MAX_STD_ERR:
+        return ""
+    return (
+        f"The weights are worth {effective_chains:.0f} independent chains, with a standard error of {std_err:.2g} nats; "
+        f"at least {EFFECTIVE_CHAINS} and less than {MAX_STD_ERR} are needed: raise 'temperatures' or 'num_chains'."
     )
 
 
