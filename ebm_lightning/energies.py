@@ -6,6 +6,7 @@ An energy is a callable (N, *shape) -> (N,). It is -log p(x) up to the constant 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,8 @@ class JointEnergy(nn.Module):
         temperature: T, positive. Divides the logits.
 
     Raises:
-        ValueError: ``temperature`` is not positive, or the classifier's output is not (N, K).
+        ValueError: ``temperature`` is not positive, the classifier's output is not (N, K), or the number of labels is
+            neither N nor 1.
 
     References:
         Grathwohl et al., Your classifier is secretly an energy based model and you should treat it like one, 2020,
@@ -61,12 +63,16 @@ class JointEnergy(nn.Module):
         return logits if self.temperature == 1 else logits / self.temperature
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """E(x), or E(x, y) for labels ``y`` of shape (N,). The result has shape (N,)."""
+        """E(x), or E(x, y) for labels ``y`` of shape (N,), or (1,) for one label of all x. Returns shape (N,)."""
         return self.from_logits(self.logits(x), x, y)
 
     def from_logits(self, logits: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """E(x) or E(x, y), shape (N,), given the logits of ``x``."""
-        negative = logits.logsumexp(1) if y is None else logits.gather(1, y[:, None]).squeeze(1)
+        """E(x) or E(x, y), shape (N,), given the logits of ``x``.
+
+        Raises:
+            ValueError: ``y`` has neither one label for each x nor one label for all.
+        """
+        negative = logits.logsumexp(1) if y is None else logits.gather(1, _labels(y, len(x))[:, None]).squeeze(1)
         return -negative - self.support.log_q(x)
 
     @property
@@ -95,6 +101,49 @@ class JointEnergy(nn.Module):
             with self.head_in_float32():
                 logits = self.classifier(x)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def check_energies(energy: Any, x: Tensor) -> None:
+    """Check that what an energy returned for ``x`` is one floating point number for each row of ``x``.
+
+    Arguments:
+        energy: What it returned.
+        x: Its argument, shape (N, *shape).
+
+    Raises:
+        ValueError: It is not a tensor of shape (N,). The message contains a remedy.
+    """
+    if not isinstance(energy, Tensor):
+        raise ValueError(f"'energy' should return a tensor of shape ({len(x)},), got {type(energy).__name__}.")
+    if energy.shape != x.shape[:1]:
+        raise ValueError(
+            f"'energy' should return shape ({len(x)},) for x of shape {tuple(x.shape)}, got {tuple(energy.shape)}. "
+            f"{_reshape(energy)}"
+        )
+    if not energy.is_floating_point():
+        raise ValueError(f"'energy' should return floating point numbers, got {energy.dtype}. Call .float() on them.")
+
+
+def _reshape(energy: Tensor) -> str:
+    if energy.ndim == 0:
+        return "Sum over the components of each x, not over the batch: x.square().flatten(1).sum(1)."
+    if energy.ndim == 2 and energy.shape[1] == 1:
+        return "Call .squeeze(1) on it."
+    if energy.ndim == 2:
+        return "If these are the logits of a classifier, use JointEnergy(classifier, support), or -logits.logsumexp(1)."
+    return "Sum over the components of each x: .flatten(1).sum(1)."
+
+
+def _labels(y: Tensor, n: int) -> Tensor:
+    """One label for each of ``n`` rows, shape (n,). A single label is repeated."""
+    if not isinstance(y, Tensor):
+        raise ValueError(f"'y' should be a tensor of labels, got {y!r}. Use torch.tensor([{y}]) for one label of all.")
+    if y.ndim > 1 or y.numel() not in (1, n):
+        raise ValueError(
+            f"'y' should have shape ({n},), one label for each x, or (1,), one label for all, got {tuple(y.shape)}. "
+            "Repeat or select its entries; turn one-hot labels into classes by .argmax(1)."
+        )
+    return y.expand(n)
 
 
 def _linear_in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

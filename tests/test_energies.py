@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits
+from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits, check_energies
 from ebm_lightning.networks import MLP, ConvNet
 from ebm_lightning.partition import quadrature
+from ebm_lightning.samplers import value_and_gradient
 from ebm_lightning.supports import Box, Euclidean, Gaussian
 
 BOX = Box(-1, 1, (2,))
@@ -55,6 +56,39 @@ def test_temperature_divides_the_logits(seed):
     torch.testing.assert_close(JointEnergy(net, BOX, 2.0)(x), -(net(x) / 2).logsumexp(1))
     with pytest.raises(ValueError, match="'temperature' should be positive"):
         JointEnergy(net, BOX, 0.0)
+
+
+@pytest.mark.parametrize("y", [torch.tensor([3]), torch.tensor(3)])
+def test_one_label_is_the_label_of_all(energy, y):
+    """Kills: a gather with one row, which gives all x the energy of the first."""
+    x = BOX.sample(7)
+    assert torch.equal(energy(x, y), energy(x, torch.full((7,), 3)))
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.zeros(3, dtype=torch.long), r"'y' should have shape \(7,\), .*got \(3,\). Repeat or select"),
+        (torch.zeros(14, dtype=torch.long), r"got \(14,\)"),
+        (torch.zeros(0, dtype=torch.long), r"got \(0,\)"),
+        (torch.zeros(7, 1, dtype=torch.long), r"got \(7, 1\)"),
+        (torch.eye(7, dtype=torch.long), r"got \(7, 7\).*one-hot labels into classes by .argmax\(1\)"),
+        (3, r"'y' should be a tensor of labels, got 3. Use torch.tensor\(\[3\]\)"),
+    ],
+)
+def test_labels_that_do_not_match_are_refused(energy, y, message):
+    with pytest.raises(ValueError, match=message):
+        energy(BOX.sample(7), y)
+
+
+@pytest.mark.parametrize("returned", [torch.zeros(5, 1), torch.zeros(()), torch.zeros(5, 3), torch.zeros(4), 0.0])
+def test_an_energy_is_one_number_for_each_x(returned):
+    with pytest.raises(ValueError, match="'energy' should return"):
+        check_energies(returned, torch.zeros(5, 2))
+    with pytest.raises(ValueError, match="'energy' should return"):
+        value_and_gradient(
+            lambda x: returned + 0 * x.sum() if isinstance(returned, torch.Tensor) else 0.0, torch.zeros(5, 2)
+        )
 
 
 @pytest.mark.parametrize("net", [nn.Identity(), nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1)))])

@@ -1,8 +1,9 @@
 """Log Z and likelihood during training and at test, by annealed importance sampling on all ranks."""
 
 import math
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -23,6 +24,8 @@ from ebm_lightning.samplers import GHMC, HMC
 from ebm_lightning.samplers.base import Progress
 from ebm_lightning.supports import Box, Density
 
+MAX_DATA = 1000  # that are compared with an estimate
+
 
 class AISLogZ(Evaluation):
     r"""Estimates log Z, and from it the likelihood of the evaluated data, every few epochs and at test.
@@ -38,7 +41,8 @@ class AISLogZ(Evaluation):
 
     Chains are grouped into independent blocks (islands), which are distributed over the ranks. Each island has a
     separate random stream, so N ranks give the same estimate as one. Energies of chains and data are computed in
-    float32, with autocast disabled.
+    float32, with autocast disabled. The first batch of each rank is evidence: an estimate that lacks the mass where
+    these data lie is not reliable.
 
     .. math:: \text{bits/dim} = -\frac{\mathbb{E} \log p(x)}{D \log 2} + \log_2 \frac{Q}{high - low}
 
@@ -49,7 +53,8 @@ class AISLogZ(Evaluation):
     Arguments:
         every_n_epochs: Epochs between estimates; 0 for ``trainer.test`` and ``trainer.validate`` only.
         temperatures, num_chains, kernel, schedule, resample, chunk_size, proposal: As for
-            :func:`ebm_lightning.partition.ais`. ``num_chains`` is the total over all ranks.
+            :func:`ebm_lightning.partition.ais`. ``num_chains`` is the total over all ranks. ``proposal="data"`` starts
+            at a mixture fitted to the first batch.
         num_levels: Q, the number of integer levels of the data before uniform dequantization into the box (256 for
             8-bit images). If None, bits per dimension is not logged.
         directory: Folder of the figure; by default the trainer's log folder.
@@ -71,7 +76,7 @@ class AISLogZ(Evaluation):
         schedule: Schedule = "adaptive",
         resample: bool = True,
         chunk_size: int | None = None,
-        proposal: Density | None = None,
+        proposal: Density | Literal["data"] | None = None,
         num_levels: int | None = None,
         directory: Path | str | None = None,
         seed: int = 0,
@@ -95,6 +100,7 @@ class AISLogZ(Evaluation):
         self.progress = progress
         self.result: LogZ | None = None
         self._energies: list[Tensor] = []
+        self._data: tuple[Tensor, Tensor] | None = None
         self._due = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -105,7 +111,8 @@ class AISLogZ(Evaluation):
                 f"'num_levels' should be None on {type(pl_module.support).__name__}, got {self.num_levels}. "
                 "Bits per dimension need a Box."
             )
-        checked_proposal(self.proposal, pl_module.support)
+        if not isinstance(self.proposal, str):
+            checked_proposal(self.proposal, pl_module.support)
 
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         self._due = trainer.state.fn != "fit" or due(trainer.current_epoch + 1, self.every_n_epochs)
@@ -116,6 +123,7 @@ class AISLogZ(Evaluation):
             return
         if not self._energies:
             # At the first batch, because weight averaging may restore the training weights before the epoch ends.
+            self._data = self._first_batches(module.trainer, batch)
             self.result = self.estimate(module.trainer, module)
         with torch.autocast(module.device.type, enabled=False):
             self._energies.append(module.energy(batch[0]).double().cpu())
@@ -127,13 +135,14 @@ class AISLogZ(Evaluation):
             module.log(f"ais/{name}", value, sync_dist=True, batch_size=1)
         if not self.result.reliable:
             rank_zero_warn(
-                f"log Z = {self.result.log_z:.3f} +- {self.result.std_err:.3f} nats is not reliable. {self.result.why}"
+                f"log Z is unreliable: {self.result.log_z:.3f} +- {self.result.std_err:.3f} nats. {self.result.why}"
             )
         if trainer.is_global_zero and len(self.result.ess_curve):
             publish(trainer, "ais/ess", plot_ess(self.result), self.directory)
 
     def estimate(self, trainer: L.Trainer, module: ConditionalEBM) -> LogZ:
         """log Z from the islands of all ranks; the same on every rank."""
+        data, labels = self._data or (None, None)
         with torch.autocast(module.device.type, enabled=False):
             return ais(
                 module.energy,
@@ -149,7 +158,14 @@ class AISLogZ(Evaluation):
                 seed=self.seed,
                 progress=self.progress,
                 ranks=TrainerRanks(trainer),
+                data=data,
+                labels=labels,
             )
+
+    def _first_batches(self, trainer: L.Trainer, batch: Any) -> tuple[Tensor, Tensor]:
+        """Data and labels of the first batch of every rank."""
+        x, y = zip(*TrainerRanks(trainer).all_gather((batch[0].cpu(), batch[1].cpu())), strict=True)
+        return torch.cat(x)[:MAX_DATA], torch.cat(y)[:MAX_DATA]
 
     def _metrics(self, result: LogZ, trainer: L.Trainer, module: ConditionalEBM) -> dict[str, float]:
         metrics = {
@@ -180,4 +196,6 @@ def plot_ess(result: LogZ) -> Figure:
     axes.set(xlabel="fraction of temperatures done", ylim=(0, 1.02))
     axes.set_title(f"log Z = {result.log_z:.2f} ± {result.std_err:.2f}" + ("" if result.reliable else ", UNRELIABLE"))
     axes.legend(fontsize=8)
+    if result.why:
+        figure.supxlabel(textwrap.fill(result.why, 80), fontsize=7)
     return figure

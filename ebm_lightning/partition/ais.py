@@ -2,35 +2,36 @@
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ebm_lightning.checks import check_integer
 from ebm_lightning.energies import Energy, JointEnergy
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule
+from ebm_lightning.partition.energy_checks import checked_arguments, rounding_error
+from ebm_lightning.partition.evidence import with_evidence
+from ebm_lightning.partition.integrable import integrable
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
+from ebm_lightning.partition.mixture import data_base
 from ebm_lightning.partition.pilot import tune_path
-from ebm_lightning.partition.proposals import checked_proposal
 from ebm_lightning.partition.rbm_ais import classification_rbm_ais
 from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.partition.smc import Island, OneProcess, Ranks, combine, island_sizes, run_islands
 from ebm_lightning.rng import make_generator, seed_and_device
-from ebm_lightning.samplers import GHMC, HMC, eval_mode, frozen
+from ebm_lightning.samplers import GHMC, HMC, frozen
 from ebm_lightning.samplers.base import Progress
-from ebm_lightning.supports import Binary, Box, Density, Support
+from ebm_lightning.samplers.gradient import evaluating
+from ebm_lightning.supports import Binary, Density, Support
 
 RESAMPLE_FLOOR = 0.5
-INFINITE = (
-    "The energy falls along some direction, so Z is infinite: use a Box or Gaussian support, or an energy that grows."
-)
 
 
 def ais(
     energy: Energy,
     support: Support,
     *,
-    proposal: Density | None = None,
+    proposal: Density | Literal["data"] | None = None,
     kernel: HMC | None = None,
     temperatures: int = 250,
     num_chains: int = 1000,
@@ -41,6 +42,8 @@ def ais(
     seed: int | None = None,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
+    data: Tensor | None = None,
+    labels: Tensor | None = None,
 ) -> LogZ:
     r"""log Z of exp(-E) on the support, with its error, by annealing from a proposal density q_0.
 
@@ -63,9 +66,9 @@ def ais(
     Arguments:
         energy: Maps (N, *shape) to (N,), including the reference density. A JointEnergy also gives log Z_y.
         support: Domain of the energy.
-        proposal: q_0, any :class:`~ebm_lightning.supports.Density` on the same domain; by default the support's
-            reference density. Required on Euclidean without a reference. It should cover the model: where q_0 is
-            nearly 0, as at walls at which it vanishes, log Z can be too low without any sign in the diagnostics.
+        proposal: q_0: any :class:`~ebm_lightning.supports.Density` on the same domain; by default the support's
+            reference density; "data" for a mixture of normals fitted to ``data`` and the reference density. Required on
+            Euclidean. A density that vanishes at a wall can make log Z too low without a sign in the diagnostics.
         kernel: GHMC by default, or HMC or MALA. A pilot run tunes its step size.
         temperatures: Number of steps of beta from 0 to 1.
         num_chains: Total number of chains. They run in at least 10 islands, whose spread gives the error.
@@ -76,6 +79,9 @@ def ais(
         generator: Its seed starts the streams of the islands, its device is where chains run.
         seed: Seed of the streams, in place of the generator's.
         progress: Wraps this process's loop over the temperatures of its islands, such as ``tqdm.tqdm``.
+        data: Points in the regions where the model should have its mass, such as a few hundred training data, shape (N,
+            *shape). The mass there is compared with the estimate, see ``docs/log_z.md``.
+        labels: Their classes, shape (N,).
         ranks: The processes that divide the islands among them. The result is the same on all of them, and does not
             depend on their number.
 
@@ -84,18 +90,35 @@ def ais(
             temperatures, or an energy that is not finite.
     """
     ranks = ranks or OneProcess()
+    start, checks = checked_arguments(
+        energy,
+        support,
+        proposal=_proposal(proposal, data, labels, support),
+        kernel=kernel,
+        temperatures=temperatures,
+        schedule=schedule,
+        generator=generator,
+        chunk_size=chunk_size,
+    )
     seed, device = _streams(seed, generator)
     if isinstance(support, Binary):
         _refuse_proposal(proposal)
         rng = make_generator(seed, "rbm", device=device)
         return classification_rbm_ais(
-            energy, temperatures=temperatures, num_chains=num_chains, generator=rng, progress=progress, ranks=ranks
+            energy,
+            data=data,
+            temperatures=temperatures,
+            num_chains=num_chains,
+            generator=rng,
+            progress=progress,
+            ranks=ranks,
         )
-    check_integer("temperatures", temperatures, at_least=1)
     sizes = island_sizes(num_chains, chunk_size)
-    annealing = Annealing(energy, support, checked_proposal(proposal, support), kernel or GHMC())
-    if not integrable(energy, support, annealing.proposal, make_generator(seed, "rays", device=device)):
-        return LogZ(math.nan, math.nan, 0.0, integrable=False, why=INFINITE)
+    annealing = Annealing(energy, support, start, kernel or GHMC())
+    integral = integrable(energy, support, annealing.proposal, make_generator(seed, "rays", device=device))
+    if not integral.finite:
+        evaluations = integral.gradient_evaluations
+        return LogZ(math.nan, math.nan, 0.0, integrable=False, why=integral.why, gradient_evaluations=evaluations)
     path = ranks.broadcast(tune_path(annealing, temperatures, schedule, seed, device))
 
     def run(number: int, n: int, progress_iter: Iterator[int]) -> Island:
@@ -104,8 +127,15 @@ def ais(
         )
 
     islands = run_islands(run, sizes, temperatures, ranks, progress)
-    cost = path.gradient_evaluations + num_chains * (1 + temperatures * annealing.kernel.leapfrogs)
-    return combine(islands, path.betas, resampled=resample, gradient_evaluations=cost)
+    cost = (
+        checks
+        + integral.gradient_evaluations
+        + path.gradient_evaluations
+        + num_chains * (1 + temperatures * annealing.kernel.leapfrogs)
+    )
+    result = combine(islands, path.betas, resampled=resample, gradient_evaluations=cost)
+    with evaluating(compiled=False, chunk_size=chunk_size):
+        return with_evidence(result, islands, annealing, path, seed, device, data, labels)
 
 
 def anneal(
@@ -127,34 +157,27 @@ def anneal(
         for step, beta, _ in zip(steps, path.betas[1:].tolist(), progress_iter, strict=False):
             log_w = log_w + target.log_ratio(phase, beta)
             ess.append(_finite_ess(log_w, beta))
-            if resample and ess[-1] < RESAMPLE_FLOOR:
+            if resample and 0 < ess[-1] < RESAMPLE_FLOOR:
                 phase = take(phase, systematic(log_w.softmax(0), generator))
                 log_z, log_w = log_z + log_mean_exp(log_w), torch.zeros_like(log_w)
             target.beta = beta
             phase, accepted = annealing.move(target, phase, step, generator)
             acceptance.append(accepted.double().mean())
-        log_class = _log_class(annealing.energy, phase.x, log_w)
-    return Island((log_z + log_w).cpu(), log_class, torch.tensor(ess), torch.stack(acceptance).cpu())
+        log_p_y = _log_p_y(annealing.energy, phase.x)
+        rounding = rounding_error(phase.energy)
+    return Island(
+        (log_z + log_w).cpu(), log_p_y, torch.tensor(ess), torch.stack(acceptance).cpu(), phase.x.cpu(), rounding
+    )
 
 
-def integrable(energy: Energy, support: Support, proposal: Density, generator: torch.Generator) -> bool:
-    """Whether the energy rises fast enough along rays for exp(-E) to have a finite integral; True on a box.
-
-    In D dimensions this requires E(10 r) - E(r) > D log 10 for large r. Tested on 256 random rays.
-
-    Raises:
-        ValueError: The energy is NaN far from the origin.
-    """
-    if isinstance(support, Box):
-        return True
-    with eval_mode(energy), torch.no_grad():
-        points = proposal.sample(256, generator=generator)
-        ray = torch.randn(points.shape, generator=generator, device=points.device)
-        ray = ray / ray.flatten(1).norm(dim=1).view(-1, *[1] * (ray.ndim - 1)) * points.flatten(1).norm(dim=1).mean()
-        near, far = energy(1e2 * ray).double(), energy(1e3 * ray).double()
-    if far.isnan().any() or near.isnan().any():
-        raise ValueError("'energy' should be finite inside the support, got NaN far from the origin.")
-    return bool(((far - near > ray[0].numel() * math.log(10)) | (near == math.inf)).all())
+def _proposal(
+    proposal: Density | Literal["data"] | None, data: Tensor | None, labels: Tensor | None, support: Support
+) -> Density | None:
+    if not isinstance(proposal, str):
+        return proposal
+    if proposal != "data" or data is None:
+        raise ValueError(f"'proposal' should be a Density, or 'data' together with data=, got {proposal!r}.")
+    return data_base(data, labels, support)
 
 
 def _streams(seed: int | None, generator: torch.Generator | None) -> tuple[int, torch.device]:
@@ -164,24 +187,20 @@ def _streams(seed: int | None, generator: torch.Generator | None) -> tuple[int, 
     return seed, torch.device("cpu") if generator is None else generator.device
 
 
-def _refuse_proposal(proposal: Density | None) -> None:
+def _refuse_proposal(proposal: Density | str | None) -> None:
     if proposal is not None:
         raise ValueError(
             f"'proposal' should be None on Binary, where annealing starts at base rates, got "
-            f"{type(proposal).__name__}. To choose them, pass 'data_mean' to classification_rbm_ais."
+            f"{type(proposal).__name__}. To choose them, pass 'data', or 'data_mean' to classification_rbm_ais."
         )
 
 
-def _log_class(energy: Energy, x: Tensor, log_w: Tensor) -> Tensor | None:
-    """Log of the weighted mean of p(y|x), shape (K,)."""
-    if not isinstance(energy, JointEnergy):
-        return None
-    log_p_y = energy.logits(x).double().log_softmax(1)
-    return (log_w.log_softmax(0)[:, None] + log_p_y).logsumexp(0).cpu()
+def _log_p_y(energy: Energy, x: Tensor) -> Tensor | None:
+    return energy.logits(x).double().log_softmax(1).cpu() if isinstance(energy, JointEnergy) else None
 
 
 def _finite_ess(log_w: Tensor, beta: float) -> float:
-    ess = relative_ess(log_w)
-    if math.isnan(ess):
-        raise ValueError(f"'energy' should be finite inside the support, got NaN at beta {beta:.4f}.")
-    return ess
+    """Relative ESS of weights that are numbers; 0 if all chains are at points of zero density."""
+    if bool((log_w.isnan() | (log_w == math.inf)).any()):
+        raise ValueError(f"'energy' should be finite inside the support, got NaN or -inf at beta {beta:.4f}.")
+    return relative_ess(log_w)

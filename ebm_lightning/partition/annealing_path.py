@@ -1,5 +1,6 @@
 """The annealing path from the proposal q_0 to the model: its schedule of temperatures, and the chains on it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ebm_lightning.energies import Energy
 from ebm_lightning.samplers.hmc import HMC, Phase, Tempered, hamiltonian_move
+from ebm_lightning.samplers.preconditioner import Turn, TurnedStep
 from ebm_lightning.supports import Density, Support
 
 Schedule = Literal["adaptive", "linear", "sigmoid"]
@@ -36,20 +38,53 @@ def spaced_betas(schedule: Schedule, temperatures: int, knots: Tensor, barrier: 
 
 
 @dataclass(frozen=True)
+class Steps:
+    """The step of the move at each of T temperatures. Matrices are stored once for all temperatures that share them.
+
+    Attributes:
+        sizes: Step size times diagonal preconditioner, shape (T, *shape).
+        turns: Matrices that follow it.
+        turn_of: Index of each temperature's matrix in ``turns``, shape (T,); -1 for none. None if there are none.
+    """
+
+    sizes: Tensor
+    turns: tuple[Turn, ...] = ()
+    turn_of: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, t: int) -> Tensor | TurnedStep:
+        number = -1 if self.turn_of is None else int(self.turn_of[t])
+        return self.sizes[t] if number < 0 else TurnedStep(self.sizes[t], self.turns[number])
+
+    def __iter__(self) -> Iterator[Tensor | TurnedStep]:
+        return (self[t] for t in range(len(self)))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Steps":
+        turns = tuple(turn.to(device, dtype) for turn in self.turns)
+        return Steps(self.sizes.to(device, dtype), turns, self.turn_of)
+
+
+@dataclass(frozen=True)
 class AnnealingPath:
     """Temperatures, step sizes and shape of a path. They do not change while chains carry weights.
 
     Attributes:
         betas: Inverse temperatures from 0 to 1, shape (T + 1,), float64.
-        steps: Step size times diagonal preconditioner for the move at each beta after the first, shape (T, *shape).
+        steps: Step size times preconditioner for the move at each beta after the first, T of them.
         gradient_evaluations: Cost of the pilot runs that tuned the path.
         path_exponent: Power r of (1 - beta) that multiplies log q_0, see :class:`~ebm_lightning.samplers.hmc.Tempered`.
+        barrier: How hard the path is: the sum of the standard deviations of the log weights along it, in nats.
+        why: Why an estimate on this path is not reliable, in one sentence. Empty if the pilot reached beta = 1.
     """
 
     betas: Tensor
-    steps: Tensor
+    steps: Steps
     gradient_evaluations: int
     path_exponent: float = 1.0
+    barrier: float = 0.0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +104,9 @@ class Annealing:
         momenta = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return target, target.at(x, momenta)
 
-    def move(self, target: Tempered, phase: Phase, step: Tensor, generator: torch.Generator) -> tuple[Phase, Tensor]:
+    def move(
+        self, target: Tempered, phase: Phase, step: Tensor | TurnedStep, generator: torch.Generator
+    ) -> tuple[Phase, Tensor]:
         """One move of the kernel: the chains after it, and which proposals were accepted, shape (N,), bool."""
         return hamiltonian_move(target, phase, step, self.support, self.kernel, generator)
 

@@ -6,17 +6,20 @@ import math
 import torch
 from torch import Tensor
 
-from ebm_lightning.checks import check_integer
+from ebm_lightning.checks import check_number
 from ebm_lightning.energies import Energy
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule
+from ebm_lightning.partition.energy_checks import checked_arguments
+from ebm_lightning.partition.integrable import integrable
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.partition.pilot import tune_path
-from ebm_lightning.partition.proposals import checked_proposal
 from ebm_lightning.partition.smc import degenerate
 from ebm_lightning.rng import make_generator, seed_and_device
 from ebm_lightning.samplers import GHMC, HMC, frozen
 from ebm_lightning.supports import Density, Support
 
+CONTRADICTION = 4.0  # standard errors by which the upper bound may lie below the estimate
+ROUNDING = 1e-3  # nats
 INEXACT = (
     "The samples are not exact draws of the model, so the estimate may be too high or too low: use exact draws, or ais."
 )
@@ -52,15 +55,28 @@ def reverse_ais(
         exact: Whether ``samples`` are independent exact draws from the model.
 
     Raises:
-        ValueError: Samples outside the support, infinite mass and no proposal, a proposal on another domain, or no
-            temperatures.
+        ValueError: Samples outside the support, a support that is not that of the energy, infinite mass and no
+            proposal, a proposal on another domain, or no temperatures.
     """
+    start, checks = checked_arguments(
+        energy,
+        support,
+        proposal=proposal,
+        kernel=kernel,
+        temperatures=temperatures,
+        schedule=schedule,
+        generator=generator,
+    )
     support.check(samples, "samples")
-    check_integer("temperatures", temperatures, at_least=1)
-    annealing = Annealing(energy, support, checked_proposal(proposal, support), kernel or GHMC())
+    annealing = Annealing(energy, support, start, kernel or GHMC())
     seed, device = seed_and_device(generator)
+    integral = integrable(energy, support, start, make_generator(seed, "rays", device=device))
+    checks += integral.gradient_evaluations
+    if not integral.finite:
+        return LogZ(math.nan, math.nan, 0.0, integrable=False, why=integral.why, reverse=True)
     path = tune_path(annealing, temperatures, schedule, seed, device)
     log_w = _reverse_weights(annealing, path, samples.to(device), make_generator(seed, "reverse", device=device))
+    cost = checks + path.gradient_evaluations + len(log_w) * (1 + temperatures * annealing.kernel.leapfrogs)
     ess = relative_ess(-log_w)
     log_z = -float(log_mean_exp(-log_w))
     std_err = math.sqrt(max(0.0, (1 / ess - 1) / len(log_w)))
@@ -70,14 +86,19 @@ def reverse_ais(
         ess,
         log_w,
         upper=log_z if exact else None,
-        why=degenerate(ess * len(log_w), std_err) if exact else INEXACT,
-        gradient_evaluations=path.gradient_evaluations + len(log_w) * (1 + temperatures * annealing.kernel.leapfrogs),
+        why=path.why or (degenerate(ess * len(log_w), std_err) if exact else INEXACT),
+        gradient_evaluations=cost,
         betas=path.betas,
+        reverse=True,
     )
 
 
 def bracket(forward: LogZ, backward: LogZ, gap: float = 1.0) -> LogZ:
     """The forward estimate with the upper bound of the backward one.
+
+    It is reliable only if both runs are, and if the bounds are close and do not contradict each other. An upper bound
+    below the estimate by more than 4 standard errors proves that the samples of the backward run are not exact, or that
+    one of the runs is not for this energy. Bounds that agree do not prove that the samples are exact.
 
     Arguments:
         forward: Result of :func:`~ebm_lightning.ais`.
@@ -85,15 +106,30 @@ def bracket(forward: LogZ, backward: LogZ, gap: float = 1.0) -> LogZ:
         gap: Largest distance between the bounds, in nats beyond two standard errors, for the result to be reliable.
 
     Raises:
-        ValueError: The backward run did not start at exact samples.
+        ValueError: The backward run did not start at exact samples, or ``gap`` is negative.
     """
+    check_number("gap", gap, at_least=0)
     if backward.upper is None:
         raise ValueError(
             "'backward' should come from exact samples to be a bound, got exact=False. Use exact draws of the model."
         )
-    close = backward.upper - forward.lower <= gap + 2 * (forward.std_err + backward.std_err)
-    apart = "" if close else "The forward and backward bounds are too far apart: raise 'temperatures'."
-    return dataclasses.replace(forward, upper=backward.upper, why=forward.why or backward.why or apart)
+    reasons = dict.fromkeys((_disagreement(forward, backward, gap), forward.why, backward.why))
+    return dataclasses.replace(forward, upper=backward.upper, why=" ".join(filter(None, reasons)))
+
+
+def _disagreement(forward: LogZ, backward: LogZ, gap: float) -> str:
+    """Why the bounds contradict each other or are too far apart; empty if neither, or if one is not a number."""
+    upper, highest = backward.upper, max(forward.lower, forward.log_z)
+    if upper is None or math.isnan(highest) or math.isnan(upper):
+        return ""
+    if highest - upper > CONTRADICTION * math.hypot(forward.std_err, backward.std_err) + ROUNDING:
+        return (
+            f"The upper bound {upper:.4g} is below the estimate {highest:.4g} by more than {CONTRADICTION:g} standard "
+            "errors, so the samples cannot be exact: use exact draws of this model, or ais without a bound."
+        )
+    if upper - forward.lower > gap + 2 * (forward.std_err + backward.std_err):
+        return f"The bounds {forward.lower:.4g} and {upper:.4g} are more than {gap:g} nats apart: raise 'temperatures'."
+    return ""
 
 
 def _reverse_weights(annealing: Annealing, path: AnnealingPath, samples: Tensor, generator: torch.Generator) -> Tensor:

@@ -26,10 +26,11 @@ class LogZ:
         upper: Stochastic upper bound from :func:`reverse_ais` with exact samples, otherwise None.
         per_class: log Z_y, shape (K,), float64. Their logsumexp is ``log_z``. None for an energy without classes.
         integrable: False if the energy falls along some ray. Z is then infinite and ``log_z`` is NaN.
-        per_class_std_err: Standard error of each log Z_y, shape (K,), float64; NaN where too few chains carry a class to
-            know it. None for an energy without classes.
+        per_class_std_err: Standard error of each log Z_y, shape (K,), float64; NaN where too few chains carry a class.
+            None for an energy without classes.
         why: Why the estimate is not reliable, and what to do about it, in one sentence. Empty if all diagnostics pass.
-        gradient_evaluations: Number of evaluations of the energy and its gradient, pilot included.
+        reverse: Whether this is an estimate from :func:`reverse_ais`, where 1 / Z is unbiased and not Z.
+        gradient_evaluations: Number of evaluations of the energy and its gradient, pilot and checks included.
         degrees_of_freedom: Degrees of freedom of ``std_err``; infinite if it is computed from all chains.
         betas: Inverse temperatures of the path, shape (T + 1,).
         ess_curve: Relative effective sample size along the path before resampling, shape (T,).
@@ -46,6 +47,7 @@ class LogZ:
     integrable: bool = True
     per_class_std_err: Tensor | None = None
     why: str = ""
+    reverse: bool = False
     gradient_evaluations: int = 0
     degrees_of_freedom: float = math.inf
     betas: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
@@ -109,13 +111,14 @@ class LogZ:
 
         .. math:: P(\hat Z \ge Z / \delta) \le \delta, \qquad \log Z \ge \log \hat Z - \log(1 / \delta)
 
-        This is Markov's inequality for the unbiased estimate of Z. It does not hold for an estimate of 1 / Z such as
-        that of :func:`reverse_ais`.
+        This is Markov's inequality for the unbiased estimate of Z.
 
         Raises:
-            ValueError: ``delta`` outside (0, 1).
+            ValueError: ``delta`` outside (0, 1), or an estimate of 1 / Z from :func:`reverse_ais`.
         """
         check_number("delta", delta, above=0, below=1)
+        if self.reverse:
+            raise ValueError("'lower_bound' should be asked of ais, got an estimate of 1 / Z. Use its 'upper'.")
         return self.log_z + math.log(delta)
 
 
@@ -140,5 +143,7 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 
 def relative_ess(log_w: Tensor) -> float:
     """Kish's effective sample size as a fraction: (sum w)^2 / (n sum w^2)."""
+    if not (log_w != -math.inf).any():
+        return 0.0
     w = log_w.double().softmax(0)
     return float(1 / (len(w) * w.square().sum()))

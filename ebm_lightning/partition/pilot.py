@@ -9,19 +9,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule, interpolate, spaced_betas
+from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule, Steps, interpolate, spaced_betas
+from ebm_lightning.partition.preconditioner import Scale, change, choose_scale, log_width, turns
 from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import frozen
+from ebm_lightning.samplers.base import Progress
 from ebm_lightning.samplers.hmc import Phase, Tempered
+from ebm_lightning.samplers.preconditioner import TurnedStep
 
 PILOT_CHAINS = 200
 STAGE_CESS = 0.9  # coarser than the main run: the pilot only maps the path
 STAGE_MOVES = 4
+MIN_STAGES, STAGES_PER_TEMPERATURE = 200, 2  # a pilot stops at the larger of 200 and twice the run's temperatures
 STEP_GAIN = 2.0
 TARGET_ACCEPTANCE = 0.7
 EARLY_EXPONENT = 12.0
 MAX_EXTENSION = 0.25  # relative increase of the barrier that is accepted for EARLY_EXPONENT
+EASY_BARRIER = 1.0  # nats; on a shorter path, exponent 1 starves no mode
+MAX_POWER_DROP = 0.1  # of q_0 per stage, so that a pilot does not jump over a detour of the path
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,13 @@ class PilotRun:
 
     Attributes:
         betas: Inverse temperatures that the pilot chose, shape (S,), float64.
-        log_steps: Log of the tuned step size times preconditioner, shape (S, *shape).
+        log_steps: Log of the tuned step size times diagonal preconditioner, shape (S, *shape).
         barrier: Sum of the standard deviations of the log weights up to each beta, shape (S,), float64.
         gradient_evaluations: Cost of the run.
         path_exponent: Exponent of the path that it followed.
+        scales: The distinct preconditioners that turn.
+        turn_of: Index in ``scales`` at each beta, shape (S,); -1 for a diagonal preconditioner.
+        limit: Number of stages at which the run stopped before beta = 1; 0 if it was complete.
     """
 
     betas: Tensor
@@ -41,39 +50,81 @@ class PilotRun:
     barrier: Tensor
     gradient_evaluations: int
     path_exponent: float
+    scales: tuple[Scale, ...]
+    turn_of: Tensor
+    limit: int = 0
 
     def path(self, temperatures: int, schedule: Schedule) -> AnnealingPath:
-        """A path of ``temperatures`` steps with that spacing."""
-        betas = spaced_betas(schedule, temperatures, self.betas, self.barrier)
-        steps = interpolate(betas[1:], self.betas, self.log_steps).exp()
-        return AnnealingPath(betas, steps, self.gradient_evaluations, self.path_exponent)
+        """A path of ``temperatures`` steps with that spacing. Temperatures between two matrices take the nearer one."""
+        betas = spaced_betas(schedule, temperatures, *self._knots())
+        right = torch.searchsorted(self.betas, betas[1:]).clamp(1, len(self.betas) - 1)
+        left = right - 1
+        nearest = torch.where(betas[1:] - self.betas[left] < self.betas[right] - betas[1:], left, right)
+        sizes = interpolate(betas[1:], self.betas, self.log_steps)
+        mixed = self.turn_of[left] != self.turn_of[right]
+        sizes[mixed] = self.log_steps[nearest[mixed]]
+        matrices = tuple(turn for scale in self.scales if (turn := scale.turn) is not None)
+        steps = Steps(sizes.exp(), matrices, self.turn_of[nearest] if matrices else None)
+        barrier = float(self.barrier[-1])
+        return AnnealingPath(betas, steps, self.gradient_evaluations, self.path_exponent, barrier, self._why())
+
+    def _knots(self) -> tuple[Tensor, Tensor]:
+        """Betas and barrier for the spacing. An incomplete run leaves half of the temperatures for the rest."""
+        if not self.limit:
+            return self.betas, self.barrier
+        return torch.cat([self.betas, self.betas.new_ones(1)]), torch.cat([self.barrier, 2 * self.barrier[-1:]])
+
+    def _why(self) -> str:
+        if not self.limit:
+            return ""
+        return (
+            f"The pilot run reached only beta = {float(self.betas[-1]):.2g} in {self.limit} stages, so the steps "
+            "beyond it are not tuned: raise 'temperatures', or choose a 'proposal' closer to the model."
+        )
 
 
 def tune_path(
-    annealing: Annealing, temperatures: int, schedule: Schedule, seed: int, device: torch.device
+    annealing: Annealing,
+    temperatures: int,
+    schedule: Schedule,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
 ) -> AnnealingPath:
-    """A path of ``temperatures`` steps, tuned by pilot runs with a separate random stream."""
+    """A path of ``temperatures`` steps, tuned by pilot runs with a separate random stream.
+
+    A pilot run stops at 200 stages or twice ``temperatures``, whichever is larger. At that length, the log weights
+    of a run change by .7 or more at every temperature. The path then says ``why`` it is not reliable.
+
+    Arguments:
+        progress: Wraps the loop over the stages of each pilot run, at most the limit.
+    """
+    stages = max(MIN_STAGES, STAGES_PER_TEMPERATURE * temperatures)
     with frozen(annealing.energy), torch.inference_mode(False), torch.no_grad():
-        return choose_pilot(annealing, seed, device).path(temperatures, schedule)
+        return choose_pilot(annealing, seed, device, stages, progress).path(temperatures, schedule)
 
 
-def choose_pilot(annealing: Annealing, seed: int, device: torch.device) -> PilotRun:
+def choose_pilot(
+    annealing: Annealing, seed: int, device: torch.device, max_stages: int, progress: Progress | None = None
+) -> PilotRun:
     """Run pilots with path exponent 1 and 12, and return the better one.
 
     With exponent 1, the reference density under-weights modes far from its center mid-path, and chains that have left
     them do not return. Exponent 12 removes the reference density early, which keeps these modes. But chains then
     wander off where the energy has heavy tails, and the barrier grows. So 12 is chosen if its barrier is at most a
-    quarter higher. Both pilots use the same random numbers. With a uniform q_0 the exponent makes no difference.
+    quarter higher. Below 1 nat the energy is close to the reference density, and exponent 1 is taken without a second
+    pilot. Both pilots use the same random numbers. With a uniform q_0 the exponent makes no difference.
 
     References:
         Syed et al., Parallel tempering on optimized paths, 2021, for nonlinear paths.
         https://arxiv.org/abs/2102.07720
     """
-    linear = run_pilot(annealing, make_generator(seed, "pilot", device=device))
-    if annealing.proposal.constant:
+    generators = [make_generator(seed, "pilot", device=device) for _ in range(2)]
+    linear = run_pilot(annealing, generators[0], max_stages=max_stages, progress=progress)
+    if annealing.proposal.constant or linear.limit or linear.barrier[-1] < EASY_BARRIER:
         return linear
     max_barrier = linear.barrier[-1].item() * (1 + MAX_EXTENSION)
-    early = run_pilot(annealing, make_generator(seed, "pilot", device=device), EARLY_EXPONENT, max_barrier)
+    early = run_pilot(annealing, generators[1], EARLY_EXPONENT, max_barrier, max_stages, progress)
     chosen = early if early.betas[-1] == 1 else linear
     return replace(chosen, gradient_evaluations=linear.gradient_evaluations + early.gradient_evaluations)
 
@@ -83,73 +134,113 @@ def run_pilot(
     generator: torch.Generator,
     path_exponent: float = 1.0,
     max_barrier: float = math.inf,
+    max_stages: int = 10_000,
+    progress: Progress | None = None,
 ) -> PilotRun:
-    """Anneal with resampling at every stage. Stops before beta = 1 if the barrier would exceed ``max_barrier``."""
+    """Anneal with resampling at every stage. Stops before beta = 1 where a limit would be exceeded."""
     x = annealing.proposal.sample(PILOT_CHAINS, generator=generator)
     target, phase = annealing.begin(x, generator, path_exponent=path_exponent)
-    log_step = -0.25 * math.log(x[0].numel())  # relative to the width; leapfrog steps scale as D^(-1/4)
-    betas, barrier, log_steps = [0.0], [0.0], [_log_width(target, phase) + log_step]
-    while betas[-1] < 1:
+    tuner = _Tuner(annealing, target, phase)
+    betas, barrier = [0.0], [0.0]
+    for _ in (progress or iter)(range(max_stages)):
         beta = _next_beta(target, phase)
         log_w = target.log_ratio(phase, beta)
-        length = barrier[-1] + float(log_w.std())
+        length = barrier[-1] + float(log_w[log_w > -math.inf].std().nan_to_num())  # NaN for a single living chain
         if length > max_barrier:
             break
         barrier.append(length + 1e-12)  # increasing even where the energy is constant
         betas.append(beta)
         phase, target.beta = take(phase, systematic(log_w.softmax(0), generator)), beta
-        phase, log_step, tuned = _tune_step(annealing, target, phase, log_step, generator)
-        log_steps.append(tuned)
-    log_steps[0] = log_steps[min(1, len(log_steps) - 1)]
+        phase = tuner.stage(target, phase, generator)
+        if beta == 1:
+            break
+    limit = max_stages if betas[-1] < 1 and len(betas) > max_stages else 0
+    cost = PILOT_CHAINS * (1 + (len(betas) - 1) * STAGE_MOVES * annealing.kernel.leapfrogs)
     return PilotRun(
         torch.tensor(betas, dtype=torch.float64),
-        torch.stack(log_steps).cpu(),
+        torch.stack([tuner.log_steps[min(1, len(betas) - 1)], *tuner.log_steps[1:]]).cpu(),
         torch.tensor(barrier, dtype=torch.float64),
-        PILOT_CHAINS * (1 + (len(betas) - 1) * STAGE_MOVES * annealing.kernel.leapfrogs),
+        cost,
         path_exponent,
+        tuple(tuner.scales),
+        torch.tensor([tuner.turn_of[min(1, len(betas) - 1)], *tuner.turn_of[1:]]),
+        limit,
     )
 
 
-def _tune_step(
-    annealing: Annealing, target: Tempered, phase: Phase, log_step: float, generator: torch.Generator
-) -> tuple[Phase, float, Tensor]:
-    """Moves at one beta that adapt the step size to the target acceptance (Robbins & Monro 1951).
+class _Tuner:
+    """Moves the chains of a pilot run, and adapts their step size and preconditioner from stage to stage.
 
-    Returns:
-        The chains, the log of the relative step size, and the log of the step size of each component.
+    Attributes:
+        log_steps: Log of step size times diagonal preconditioner at each stage, from beta = 0 on.
+        scales: The distinct preconditioners that turn.
+        turn_of: Index in ``scales`` at each stage; -1 for none.
     """
-    width = _log_width(target, phase)
-    for move in range(STAGE_MOVES):
-        step = (width + log_step).exp().to(phase.x.dtype)
-        phase, accepted = annealing.move(target, phase, step, generator)
-        log_step += STEP_GAIN * (float(accepted.float().mean()) - TARGET_ACCEPTANCE) / (1 + move) ** 0.5
-    return phase, log_step, width + log_step
+
+    def __init__(self, annealing: Annealing, target: Tempered, phase: Phase) -> None:
+        self.annealing = annealing
+        self.turns = turns(annealing.support, phase.x[0].numel())
+        self.first_log_step = -0.25 * math.log(phase.x[0].numel())  # leapfrog steps scale as D^(-1/4)
+        self.log_step = self.first_log_step  # relative to the width
+        self.scale = Scale(log_width(target, phase))
+        self.changes: list[Phase] = []
+        self.log_steps = [self.scale.log_width + self.log_step]
+        self.scales: list[Scale] = []
+        self.turn_of = [-1]
+
+    def stage(self, target: Tempered, phase: Phase, generator: torch.Generator) -> Phase:
+        """Moves at one beta that adapt the step size to the target acceptance (Robbins & Monro 1951)."""
+        self._choose_scale(target, phase)
+        turn = self.scale.turn
+        if turn is not None:
+            turn = turn.to(phase.x.device, phase.x.dtype)
+        self.changes = []
+        for move in range(STAGE_MOVES):
+            size = (self.scale.log_width + self.log_step).exp().to(phase.x.dtype)
+            step = size if turn is None else TurnedStep(size, turn)
+            before = phase
+            phase, accepted = self.annealing.move(target, before, step, generator)
+            self.log_step += STEP_GAIN * (float(accepted.float().mean()) - TARGET_ACCEPTANCE) / (1 + move) ** 0.5
+            if self.turns:
+                self.changes.append(change(before, phase))
+        self.log_steps.append(self.scale.log_width + self.log_step)
+        self.turn_of.append(-1 if turn is None else len(self.scales) - 1)
+        return phase
+
+    def _choose_scale(self, target: Tempered, phase: Phase) -> None:
+        scale = choose_scale(target, phase, self.changes, self.scale)
+        if (scale.basis is None) != (self.scale.basis is None):
+            self.log_step = self.first_log_step
+        if scale.basis is not None and scale is not self.scale:
+            self.scales.append(scale)
+        self.scale = scale
 
 
 def _next_beta(target: Tempered, phase: Phase) -> float:
-    """The largest beta whose conditional ESS, mean(w)^2 / mean(w^2), is at least STAGE_CESS, by bisection."""
-    bad = int((~(phase.energy + phase.log_q).isfinite()).sum())
-    if bad:
-        raise ValueError(f"'energy' should be finite inside the support, got {bad} infinite or NaN values.")
+    """The largest beta whose conditional ESS, mean(w)^2 / mean(w^2), is at least STAGE_CESS, by bisection.
+
+    With a path exponent r above 1, the power (1 - beta)^r of q_0 falls by at most MAX_POWER_DROP. Far beyond that, a
+    path that first leaves q_0 may come back to it, and weights there look easy: the run could not follow it.
+    """
+    alive = phase.energy != math.inf  # the others start at points of zero density, and are resampled at the first stage
+    bad = int((~(phase.energy + phase.log_q)[alive].isfinite()).sum())
+    if bad or not alive.any():
+        raise ValueError(
+            f"'energy' should be finite inside the support, or +inf where the density is 0, got {bad} NaN or -inf "
+            f"values and {int((~alive).sum())} of +inf among {len(alive)}."
+        )
 
     def too_far(beta: float) -> bool:
-        log_w = target.log_ratio(phase, beta)
+        log_w = target.log_ratio(phase, beta)[alive]
         w = (log_w - log_w.max()).exp()
         return float(w.mean() ** 2 / w.square().mean()) < STAGE_CESS
 
-    if not too_far(1.0):
-        return 1.0
-    low, high = target.beta, 1.0
+    r, power = target.path_exponent, (1 - target.beta) ** target.path_exponent
+    high = 1.0 if r == 1 else 1 - max(0.0, power - MAX_POWER_DROP) ** (1 / r)
+    if not too_far(high):
+        return high
+    low = target.beta
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (low, middle) if too_far(middle) else (middle, high)
     return max(low, target.beta + 1e-9)
-
-
-def _log_width(target: Tempered, phase: Phase) -> Tensor:
-    """Log of the width of the modes in each component, at most the spread of all chains; the preconditioner.
-
-    For a Gaussian, E[(dU/dx)^2] = 1 / std^2. The spread of the chains would measure the distance between modes.
-    """
-    squares = target.gradient(phase).double().square().mean(0)
-    return -0.5 * (squares + 1 / phase.x.double().var(0).clamp(min=1e-12)).log()

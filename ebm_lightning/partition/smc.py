@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ebm_lightning.checks import check_integer
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
+from ebm_lightning.partition.pareto import largest_reliable_shape, pareto_shape
 from ebm_lightning.samplers.base import Progress
 
 ISLANDS = 10  # the error is their spread; fewer than 8 estimate it poorly
 EFFECTIVE_CHAINS = 50  # with fewer, intervals cover the truth less often than their level
 MAX_STD_ERR = 0.5
+EFFECTIVE_CHAINS_PER_CLASS = 10
 
 
 class Ranks(Protocol):
@@ -55,15 +57,19 @@ class Island:
 
     Attributes:
         log_weights: Shape (n,), float64. The log of their mean is the island's log Z.
-        log_class: Log of the weighted mean of p(y|x), shape (K,); None for an energy without classes.
+        log_p_y: log p(y|x) at the end of each chain, shape (n, K), float64; None for an energy without classes.
         ess: Relative effective sample size along the path, before resampling, shape (T,).
         acceptance: Fraction of accepted moves along the path, shape (T,).
+        ends: Where the chains ended, shape (n, *shape).
+        rounding: Rounding error of their energies, in nats.
     """
 
     log_weights: Tensor
-    log_class: Tensor | None
+    log_p_y: Tensor | None
     ess: Tensor
     acceptance: Tensor
+    ends: Tensor
+    rounding: float = 0.0
 
 
 def island_sizes(num_chains: int, chunk_size: int | None) -> list[int]:
@@ -115,13 +121,15 @@ def combine(islands: list[Island], betas: Tensor, *, resampled: bool, gradient_e
     log_zs = torch.stack([log_mean_exp(island.log_weights) for island in islands])
     fractions = torch.tensor([len(island.log_weights) / len(log_weights) for island in islands], dtype=torch.float64)
     error = _error_over_islands(log_weights, log_zs, fractions) if resampled else _error_over_chains(log_weights)
+    per_class, per_class_std_err = _per_class(islands)
     return LogZ(
         float(log_mean_exp(log_weights)),
         error.std_err,
         error.ess,
         log_weights,
         error.lower,
-        per_class=_per_class(islands, log_zs, fractions),
+        per_class=per_class,
+        per_class_std_err=per_class_std_err,
         why=degenerate(error.ess * len(log_weights), error.std_err),
         gradient_evaluations=gradient_evaluations,
         degrees_of_freedom=error.degrees_of_freedom,
@@ -136,8 +144,9 @@ def degenerate(effective_chains: float, std_err: float) -> str:
     if effective_chains >= EFFECTIVE_CHAINS and std_err < MAX_STD_ERR:
         return ""
     return (
-        f"The weights are worth {effective_chains:.0f} independent chains, with a standard error of {std_err:.2g} nats; "
-        f"at least {EFFECTIVE_CHAINS} and less than {MAX_STD_ERR} are needed: raise 'temperatures' or 'num_chains'."
+        f"The weights are worth {effective_chains:.0f} independent chains, with a standard error of {std_err:.2g} "
+        f"nats, and at least {EFFECTIVE_CHAINS} and less than {MAX_STD_ERR} are needed: raise 'temperatures' or "
+        "'num_chains'."
     )
 
 
@@ -166,11 +175,30 @@ def _error_over_chains(log_weights: Tensor) -> _Error:
     return _Error(std_err, ess, float(log_weights.mean()), math.inf)
 
 
-def _per_class(islands: list[Island], log_zs: Tensor, fractions: Tensor) -> Tensor | None:
-    """log Z_y, shape (K,); None for an energy without classes."""
-    parts = [
-        log_z + log_fraction + island.log_class
-        for log_z, log_fraction, island in zip(log_zs, fractions.log(), islands, strict=True)
-        if island.log_class is not None
-    ]
-    return torch.stack(parts).logsumexp(0) if parts else None
+def _per_class(islands: list[Island]) -> tuple[Tensor | None, Tensor | None]:
+    """log Z_y and their standard errors over islands, shape (K,); None for an energy without classes."""
+    parts = [i.log_weights[:, None] + i.log_p_y for i in islands if i.log_p_y is not None]
+    if not parts:
+        return None, None
+    log_w, log_p_y = torch.cat(parts), torch.cat([i.log_p_y for i in islands if i.log_p_y is not None])
+    per_class = log_mean_exp(log_w)
+    sums = torch.stack([(part - per_class).exp().sum(0) / len(log_w) for part in parts])
+    sizes = torch.tensor([[len(part) / len(log_w)] for part in parts], dtype=torch.float64)
+    std_err = ((sums - sizes).square().sum(0) * len(parts) / (len(parts) - 1)).sqrt()
+    return per_class, std_err.where(carried_by_chains(log_w, log_p_y), math.nan)
+
+
+def carried_by_chains(log_w: Tensor, log_p_y: Tensor) -> Tensor:
+    """Whether the chains are where the mass of each class is, shape (K,), bool. Otherwise its Z_y is an extrapolation.
+
+    Either the mass lies at points that the classifier assigns to the class, or so many chains carry it that the Pareto
+    shape of their weights is small.
+
+    Arguments:
+        log_w: log of weight times p(y|x) of each chain, shape (n, K).
+        log_p_y: log p(y|x) of each chain, shape (n, K).
+    """
+    effective_chains = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+    mean_p_y = ((log_w + log_p_y).logsumexp(0) - log_w.logsumexp(0)).exp()
+    assigned = (mean_p_y > 0.5) & (effective_chains >= EFFECTIVE_CHAINS_PER_CLASS)
+    return assigned | (pareto_shape(log_w) < largest_reliable_shape(len(log_w)))

@@ -11,8 +11,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ebm_lightning.energies import Energy
-from ebm_lightning.samplers.freeze import modules_of
+from ebm_lightning.energies import Energy, check_energies
+from ebm_lightning.samplers.freeze import called_modules
 
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 _chunk: ContextVar[int | None] = ContextVar("chunk", default=None)
@@ -24,9 +24,12 @@ def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
 
     The gradient is that of the batch sum, so that a chain does not depend on the number of chains. Samplers freeze the
     parameters first, so that their gradients are not computed.
+
+    Raises:
+        ValueError: The energy does not return one number for each chain.
     """
     chunk = _chunk.get()
-    if chunk is not None and len(x) > chunk and modules_of(energy):
+    if chunk is not None and len(x) > chunk and called_modules(energy):
         parts = [value_and_gradient(_rows(energy, rows, len(x)), x[rows]) for rows in _slices(len(x), chunk)]
         return torch.cat([value for value, _ in parts]), torch.cat([gradient for _, gradient in parts])
     if _compiling.get() and not _in_float16(x):
@@ -36,6 +39,7 @@ def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = energy(x)
+        check_energies(value, x)
         scaled = _in_float16(x)
         # Autocast would also lower the precision of the backward pass of those operations that ran in float32.
         with torch.autocast(x.device.type, enabled=False):
@@ -70,7 +74,7 @@ def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor] | None:
     """Value and gradient from one compiled graph. None if compilation is impossible, with a warning the first time."""
     from torch._dynamo.exc import TorchDynamoException  # takes about a second, so only if something is compiled
 
-    modules = modules_of(energy)
+    modules = called_modules(energy)
     if modules and modules[0] in _refused:
         return None
     keywords: dict[str, Any] = {}
@@ -93,6 +97,7 @@ def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor] | None:
             stacklevel=2,
         )
         return None
+    check_energies(value, x)
     return value.detach(), gradient.detach()
 
 

@@ -16,6 +16,7 @@ from ebm_lightning.checks import check_integer, check_number
 from ebm_lightning.energies import Energy
 from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.gradient import value_and_gradient
+from ebm_lightning.samplers.preconditioner import TurnedStep
 from ebm_lightning.supports import Density, Support
 from ebm_lightning.supports.density import zero_gradient
 
@@ -81,6 +82,8 @@ class Tempered:
 
     def log_ratio(self, phase: Phase, beta: float) -> Tensor:
         """log p_beta - log p_(self.beta), both unnormalized, shape (N,), float64."""
+        if beta == self.beta:  # 0 times an infinite energy would be NaN
+            return torch.zeros_like(phase.energy)
         change = self._reference_weight(beta) - self._reference_weight(self.beta)
         return (self.beta - beta) * phase.energy + change * phase.log_q
 
@@ -90,7 +93,12 @@ class Tempered:
 
 
 def hamiltonian_move(
-    target: Tempered, phase: Phase, step: Tensor, support: Support, kernel: "HMC", generator: torch.Generator | None
+    target: Tempered,
+    phase: Phase,
+    step: Tensor | TurnedStep,
+    support: Support,
+    kernel: "HMC",
+    generator: torch.Generator | None,
 ) -> tuple[Phase, Tensor]:
     r"""Refresh the momentum, integrate the Hamiltonian flow, and accept or reject with a flip of the momentum.
 
@@ -101,7 +109,7 @@ def hamiltonian_move(
     Arguments:
         target: Provides U and its gradient.
         phase: The chains before the move.
-        step: Step size times preconditioner, broadcastable to x.
+        step: Step size times preconditioner, broadcastable to x; or one that turns, on a support without walls.
         support: Domain, at whose walls chains reflect.
         kernel: Provides the number of leapfrog steps and rho.
         generator: Source of randomness.
@@ -196,11 +204,19 @@ class GHMC(HMC):
     momentum: float = 0.8
 
 
-def _leapfrog(target: Tempered, phase: Phase, step: Tensor, support: Support) -> Phase:
-    v = phase.v - 0.5 * step * target.gradient(phase)
-    x, sign = support.bounce(phase.x + step * v)
+def _leapfrog(target: Tempered, phase: Phase, step: Tensor | TurnedStep, support: Support) -> Phase:
+    v = phase.v - 0.5 * _impulse(step, target.gradient(phase))
+    x, sign = support.bounce(phase.x + _displacement(step, v))
     end = target.at(x, sign * v)
-    return end._replace(v=end.v - 0.5 * step * target.gradient(end))
+    return end._replace(v=end.v - 0.5 * _impulse(step, target.gradient(end)))
+
+
+def _displacement(step: Tensor | TurnedStep, v: Tensor) -> Tensor:
+    return step * v if isinstance(step, Tensor) else step.displacement(v)
+
+
+def _impulse(step: Tensor | TurnedStep, force: Tensor) -> Tensor:
+    return step * force if isinstance(step, Tensor) else step.impulse(force)
 
 
 def _refresh(v: Tensor, momentum: float, generator: torch.Generator | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ebm_lightning.checks import check_integer
 from ebm_lightning.energies import Energy, JointEnergy
 from ebm_lightning.samplers.base import Sampler, State
-from ebm_lightning.samplers.freeze import modules_of
+from ebm_lightning.samplers.freeze import called_modules
 from ebm_lightning.samplers.gradient import value_and_gradient
 from ebm_lightning.samplers.sgld import SGLD
 from ebm_lightning.supports import Support
@@ -136,7 +136,7 @@ class _Split:
     """
 
     def __init__(self, energy: Energy, first: str | None) -> None:
-        modules = modules_of(energy)
+        modules = called_modules(energy)
         if not modules:
             raise ValueError(
                 f"'energy' should be a module or its method for PYLD, which needs its first layer, got {energy}. "

@@ -63,3 +63,41 @@ def test_the_model_does_not_change():
         laplace_log_z(bowl, WIDE, restarts=4)
     assert all(p.grad is None and p.requires_grad for p in energy.parameters())
     assert all(m.training for m in energy.modules())
+
+
+@pytest.mark.parametrize(
+    ("energy", "factor"),
+    [
+        (lambda x: x.pow(4).sum(1), 0.2),
+        (lambda x: x[:, 0].pow(4) + x[:, 1].square(), 0.2),
+        (lambda x: 0.1 * x[:, 0].square() + x[:, 1].square() + 50 * x[:, 1].pow(4), 0.36),  # the stiffer axis
+        (lambda x: x[:, 0].square() + 1e-4 * x[:, 1].square(), 0.2),  # the standard deviation is wider than the box
+    ],
+)
+def test_modes_whose_hessian_is_not_their_width_are_refused(energy, factor):
+    """Kills: no comparison along the axes, a comparison along one axis only, points outside the box counted."""
+    with pytest.raises(ValueError, match=f"close to quadratic around its modes, .* by a factor of {factor}. Use ais"):
+        laplace_log_z(energy, WIDE, restarts=4)
+
+
+@pytest.mark.parametrize(("power", "error"), [(0.0, 0.0), (0.25, 0.03), (1.0, 0.1)])
+def test_why_gives_the_difference_along_the_axes(power, error):
+    def energy(x):
+        return 8 * x.square().sum(1) + 8 * power * x.pow(4).sum(1)
+
+    result = laplace_log_z(energy, WIDE, restarts=4)
+    difference = float(result.why.split("Gaussian's by ")[1].split(" nats")[0])
+    assert difference == pytest.approx(quadrature(energy, WIDE) - result.log_z, rel=0.2, abs=1e-5)
+    assert error <= -difference + 1e-5
+
+
+def test_a_mode_without_mass_is_not_checked():
+    """Its Gaussian does not fit, but it does not matter."""
+
+    def energy(x):
+        flat = 30 + (x - 4).pow(4).sum(1) + 1e-2 * (x - 4).square().sum(1)
+        return -torch.stack([-flat, -8 * x.square().sum(1)]).logsumexp(0)
+
+    result = laplace_log_z(energy, WIDE, starts=torch.tensor([[0.1, 0.1], [4.1, 4.1]]))
+    assert len(result.log_weights) == 2
+    assert result.log_z == pytest.approx(math.log(2 * math.pi / 16), abs=1e-4)

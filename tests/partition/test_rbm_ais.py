@@ -9,7 +9,7 @@ import torch
 from ebm_lightning import Binary, ClassificationRBM, Gaussian, JointEnergy, ais, exact_log_z
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import classification_rbm_ais, rbm_class_log_z
-from ebm_lightning.partition.rbm_ais import _RBM
+from ebm_lightning.partition.binary_rbm import BinaryRBM
 from ebm_lightning.rbm import RBMLogits
 from ebm_lightning.rng import make_generator
 from tests.conftest import z_score
@@ -57,7 +57,7 @@ def test_a_sweep_preserves_each_intermediate_distribution(seed):
     """From exact draws of p_beta, one sweep at beta gives exact draws of p_beta."""
     torch.manual_seed(seed)
     normal = functools.partial(torch.randn, dtype=torch.float64)
-    machine = _RBM(normal(4, 3), normal(3, 2), normal(4), normal(3), normal(2), normal(4), normal(2))
+    machine = BinaryRBM(normal(4, 3), normal(3, 2), normal(4), normal(3), normal(2), normal(4), normal(2))
     states = (torch.arange(16)[:, None] >> torch.arange(4) & 1).double()
     p = machine.log_p(0.6, states, machine.hidden_fields(states)).logsumexp(1).softmax(0)
     generator, n = make_generator(seed, "sweep"), 100_000
@@ -152,7 +152,7 @@ def test_the_gradient_of_log_z_is_the_negative_phase():
         (
             lambda: ais(model(), Binary((12,)), proposal=Binary((12,))),
             "'proposal' should be None on Binary, where annealing starts at base rates, got Binary. To choose them, "
-            "pass 'data_mean' to classification_rbm_ais.",
+            "pass 'data', or 'data_mean' to classification_rbm_ais.",
         ),
         (lambda: ais(lambda x: x.sum(1), Binary((12,))), "'energy' should be that of a ClassificationRBM on Binary"),
     ],

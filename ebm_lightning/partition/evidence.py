@@ -1,0 +1,75 @@
+"""What is known besides the weights is compared with an estimate: its path, rounding, tails, valleys and data."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath
+from ebm_lightning.partition.data_evidence import data_evidence
+from ebm_lightning.partition.energy_checks import imprecise
+from ebm_lightning.partition.log_z import LogZ
+from ebm_lightning.partition.smc import Island
+from ebm_lightning.partition.tails import beyond_the_chains
+from ebm_lightning.rng import make_generator
+
+MIN_EFFICIENCY = 0.2  # measured: .4 to 1 where estimates are right, .08 to .15 where distant modes are missed
+
+
+def inefficient(ess: float, path: AnnealingPath) -> str:
+    r"""Why weights vary more than those of chains that follow the path; empty if they do not.
+
+    Independent chains in equilibrium at each of T equally hard steps, on a path of barrier b, have a relative effective
+    sample size of exp(-b^2 / T). Chains that stay in the mode where they started have less.
+
+    Arguments:
+        ess: Relative effective sample size of the estimate.
+        path: The path of the chains.
+    """
+    efficiency = ess * math.exp(path.barrier**2 / len(path.steps))
+    if efficiency >= MIN_EFFICIENCY:
+        return ""
+    return (
+        f"The weights are worth {efficiency:.0%} of what the path allows, so chains do not keep up with it and may "
+        "miss modes: raise 'temperatures', or choose a 'proposal' closer to the model."
+    )
+
+
+def with_evidence(
+    result: LogZ,
+    islands: list[Island],
+    annealing: Annealing,
+    path: AnnealingPath,
+    seed: int,
+    device: torch.device,
+    data: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> LogZ:
+    """The estimate with the first reason why it is not reliable, and with the cost of the checks.
+
+    The order of the reasons is: rounding, mass near the data that the chains missed, an incomplete pilot, degenerate
+    weights, mass beyond the chains (heavy tails, curved valleys), and weights that vary more than the path explains.
+
+    Arguments:
+        result: The estimate from the weights alone.
+        islands: Its islands, with the ends of their chains.
+        annealing, path: What was annealed, and along which path.
+        seed: Seed of the streams of the checks.
+        device: Where chains run.
+        data: Points in the regions where the model should have its mass, shape (N, *shape).
+        labels: Their classes, shape (N,).
+    """
+    why, cost = imprecise(max(island.rounding for island in islands)), 0
+    ends = [island.ends for island in islands]
+    if data is not None:
+        generator = make_generator(seed, "data", device=device)
+        evidence = data_evidence(result, ends, annealing, data, labels, generator)
+        why, cost = why or evidence.why, evidence.gradient_evaluations
+    why = why or path.why or result.why
+    if not why:
+        x, generator = torch.cat(ends).to(device), make_generator(seed, "beyond", device=device)
+        log_w = result.log_weights.to(device)
+        why, more = beyond_the_chains(annealing, x, log_w, result.log_z, result.std_err, generator)
+        why, cost = why or inefficient(result.ess, path), cost + more
+    return dataclasses.replace(result, why=why, gradient_evaluations=result.gradient_evaluations + cost)

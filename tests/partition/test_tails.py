@@ -1,0 +1,193 @@
+"""Mass that no chain visited shows in the ends of the chains.
+
+Mutants killed: kurtosis of unweighted ends, a reach without kurtosis (far modes), kurtosis without reach, widths across
+the valley left out of its mass, a second opinion that always or never agrees, a wrong constant of Student's
+density, and the transpose of its scale.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ebm_lightning.partition import Normal
+from ebm_lightning.partition.annealing_path import Annealing
+from ebm_lightning.partition.student import StudentT
+from ebm_lightning.partition.tails import beyond_the_chains, second_opinion, tail_verdict, wider_base
+from ebm_lightning.partition.valleys import valley_verdict
+from ebm_lightning.rng import make_generator
+from ebm_lightning.samplers import GHMC
+from ebm_lightning.supports import Box, Euclidean
+from tests.conftest import gaussian_z, z_score
+
+N = 1000
+EQUAL = torch.zeros(N, dtype=torch.float64)
+
+
+def normal(dimensions: int, std: float = 1.0) -> Normal:
+    return Normal(torch.zeros(dimensions), torch.full((dimensions,), std))
+
+
+def rosenbrock(x: Tensor) -> Tensor:
+    return 0.5 * (1 - x[:, 0]).square() + 20 * (x[:, 1:] - x[:, :-1].square()).square().sum(1)
+
+
+def rosenbrock_samples(dimensions: int, n: int, seed: int) -> Tensor:
+    z = torch.randn(n, dimensions, generator=make_generator(seed, "rosenbrock"))
+    columns = [1 + z[:, 0]]
+    for noise in z.T[1:]:
+        columns.append(columns[-1].square() + noise / math.sqrt(40))
+    return torch.stack(columns, 1)
+
+
+def student_samples(dof: float, dimensions: int, seed: int, n: int = N) -> Tensor:
+    density = StudentT(torch.zeros(dimensions), torch.ones(dimensions), dof)
+    return density.sample(n, generator=make_generator(seed, "student"))
+
+
+@pytest.mark.parametrize("dof", [1.0, 2.0])
+def test_heavy_tails_are_seen_in_the_ends(dof, seed):
+    """Chains from a normal proposal reach less far than the model. Its ends to 30 are enough."""
+    x = student_samples(dof, 10, seed, 20 * N)
+    x = x[x.norm(dim=1) < 30][:N]
+    assert "heavy tails" in tail_verdict(x, EQUAL, normal(10), make_generator(seed, "directions"))
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_light_tails_are_not_flagged(rotated, seed):
+    x = torch.logspace(-1, 1, 16) * torch.randn(N, 16, generator=make_generator(seed, "x"))
+    if rotated:
+        x = x @ torch.linalg.qr(torch.randn(16, 16, generator=make_generator(0, "rotation")))[0]
+    generator = make_generator(seed, "directions")
+    assert not tail_verdict(x, EQUAL, normal(16, 5.0), generator)
+    assert tail_verdict(x, EQUAL, normal(16), generator)  # too narrow: a second run decides
+    far_modes = 12 * torch.randint(-1, 2, (N, 2), generator=generator) + torch.randn(N, 2, generator=generator)
+    assert not tail_verdict(far_modes, EQUAL, normal(2, 5.0), generator)
+    box = Box(-1, 1, (64,))
+    assert not tail_verdict(box.sample(N, generator=generator), EQUAL, box, generator)
+    heavy = student_samples(3.0, 4, seed)
+    assert not tail_verdict(heavy, EQUAL, normal(4, float(heavy.abs().max()) / 2), generator)  # the proposal covers it
+
+
+def test_ends_without_weight_do_not_count(seed):
+    x = torch.randn(N, 4, generator=make_generator(seed, "x"))
+    log_w = EQUAL.clone()
+    x[:3], log_w[:3] = 100.0, -60.0
+    assert not tail_verdict(x, log_w, normal(4), make_generator(seed, "directions"))
+    assert tail_verdict(x, EQUAL, normal(4), make_generator(seed, "directions"))
+
+
+@pytest.mark.parametrize("std", [1.0, 2.0])
+def test_a_valley_that_leads_beyond_the_chains_is_followed(std, seed):
+    """The ends of chains from N(0, std^2) stay within a few widths, but half of the mass is beyond."""
+    x = rosenbrock_samples(5, 20 * N, seed)
+    x = x[(x.abs() < 4 * std).all(1)][:N]
+    why, evaluations = valley_verdict(
+        rosenbrock, Euclidean((5,)), normal(5, std), x, EQUAL[: len(x)], make_generator(seed, "valley")
+    )
+    assert "where no chain went" in why
+    assert evaluations < 5000
+
+
+def test_a_valley_that_chains_cover_is_not_flagged(seed):
+    x = rosenbrock_samples(2, N, seed)
+    assert valley_verdict(rosenbrock, Euclidean((2,)), normal(2, 2.0), x, EQUAL, make_generator(seed, "v"))[0] == ""
+
+
+@pytest.mark.parametrize("dimensions", [2, 16, 32])
+def test_a_correlated_gaussian_is_no_valley(dimensions, seed):
+    rotation = torch.linalg.qr(torch.randn(dimensions, dimensions, generator=make_generator(0, "rotation")))[0]
+    std = torch.logspace(-1, 1, dimensions)
+    x = (std * torch.randn(N, dimensions, generator=make_generator(seed, "x"))) @ rotation.T
+
+    def energy(x):
+        return 0.5 * ((x @ rotation.to(x)) / std.to(x)).square().sum(1)
+
+    space = Euclidean((dimensions,))
+    assert valley_verdict(energy, space, normal(dimensions), x, EQUAL, make_generator(seed, "v"))[0] == ""
+
+
+def test_a_funnel_has_little_mass_in_its_neck(seed):
+    """Its energy falls to -90 there, which only the widths make up for."""
+
+    def energy(x):
+        return x[:, 0].square() / 18 + 0.5 * x[:, 1:].square().sum(1) * (-x[:, 0]).exp() + 4.5 * x[:, 0]
+
+    v = 3 * torch.randn(N, 1, generator=make_generator(seed, "v"))
+    rest = (v / 2).exp() * torch.randn(N, 9, generator=make_generator(seed, "rest"))
+    x = torch.cat([v, rest], 1)
+    assert valley_verdict(energy, Euclidean((10,)), normal(10, 3.0), x, EQUAL, make_generator(seed, "v"))[0] == ""
+
+
+def test_a_valley_that_narrows_loses_its_mass(seed):
+    """Flat along x_1, but ever narrower: the marginal is a Student t with 4 degrees of freedom."""
+
+    def energy(x):
+        return 0.5 * x[:, 1].square() * (1 + x[:, 0].square()) ** 5
+
+    x = torch.randn(N, 2, generator=make_generator(seed, "x"))
+    x[:, 0] = student_samples(4.0, 1, seed)[:, 0] / 2
+    x[:, 1] *= (1 + x[:, 0].square()) ** -2.5
+    assert valley_verdict(energy, Euclidean((2,)), normal(2), x, EQUAL, make_generator(seed, "v"))[0] == ""
+
+
+def test_a_wider_base_decides_whether_heavy_tails_matter(seed):
+    """An estimate for Student's t with 3 degrees of freedom stands if right, and falls if 0.2 nats too low."""
+    dimensions, dof = 10, 3.0
+    density = StudentT(torch.zeros(dimensions), torch.ones(dimensions), dof)
+    x = student_samples(dof, dimensions, seed)
+    annealing = Annealing(lambda x: -density.log_prob(x), Euclidean((dimensions,)), normal(dimensions), GHMC())
+    right, cost = beyond_the_chains(annealing, x, EQUAL, 0.0, 0.02, make_generator(seed, "beyond"))
+    low, _ = beyond_the_chains(annealing, x, EQUAL, -0.2, 0.02, make_generator(seed, "beyond"))
+    assert not right
+    assert "StudentT" in low
+    assert cost < 30 * N
+
+
+def test_a_second_opinion_is_right(seed):
+    energy, space = (lambda x: 0.5 * x.square().sum(1)), Euclidean((4,))
+    base = StudentT(torch.zeros(4), torch.full((4,), 2.0), 2.0)
+    second = second_opinion(Annealing(energy, space, base, GHMC()), 2000, make_generator(seed, "second"))
+    assert abs(second.log_z - 2 * math.log(2 * math.pi)) < 5 * second.std_err
+    assert second.std_err < 0.05
+
+
+def test_wider_bases_stay_on_the_domain(seed):
+    box = Box(-1, 1, (3,))
+    x = box.sample(N, generator=make_generator(seed, "x"))
+    assert wider_base(x, EQUAL, box, box) is None
+    base = wider_base(x, EQUAL, Normal(torch.zeros(3), torch.ones(3), box), box)
+    assert base is not None
+    assert base.constant
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_student_t_samples_follow_its_density(full, seed):
+    """E[q / p] = 1 for a normal q, and the square of L^-1 (x - mean) scaled to a normal's has its moments."""
+    mean, scale = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
+    if full:
+        scale = torch.tensor([[0.5, 0.0], [1.0, 2.0]])
+    density = StudentT(mean, scale, 3.0)
+    x = density.sample(100_000, generator=make_generator(seed, "x"))
+    factor = scale if full else scale.diag()
+    gaussian = torch.distributions.MultivariateNormal(mean.double(), scale_tril=factor.double())
+    assert z_score((gaussian.log_prob(x.double()) - density.log_prob(x)).exp(), 1.0) < 5
+    t = torch.linalg.solve(factor, (x - mean).T).T
+    u = torch.distributions.StudentT(3.0)
+    assert z_score((t[:, 0].abs() < 1.0).double(), float(_cdf(u, 1.0))) < 5
+    large = StudentT(torch.zeros(1), torch.ones(1), 1e7).sample(100_000, generator=make_generator(seed, "normal"))
+    assert gaussian_z(large[:, 0], 0.0, 1.0) < 5
+
+
+def _cdf(density, bound: float) -> Tensor:
+    """P(|t| < bound) by the trapezoidal rule."""
+    grid = torch.linspace(-bound, bound, 2001, dtype=torch.float64)
+    return torch.trapezoid(density.log_prob(grid).exp(), grid)
+
+
+def test_student_t_checks_its_arguments():
+    with pytest.raises(ValueError, match="'dof' should be positive, got"):
+        StudentT(torch.zeros(2), torch.ones(2), 0.0)
+    with pytest.raises(ValueError, match="'scale' should be positive, got"):
+        StudentT(torch.zeros(2), -torch.ones(2), 2.0)
