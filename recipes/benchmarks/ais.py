@@ -126,7 +126,7 @@ def compare_with_sampler(name: str, case: Case, rounds: int, evaluations: int) -
     annealing = uniform_annealing(case.make, case.shape, case.kernel)
     temperatures = evaluations // case.kernel.leapfrogs
     pilot, path = timed(lambda: tune_path(annealing, temperatures, "adaptive", 0, CPU))
-    kernel = replace(case.kernel, steps=temperatures, step_size=float(path.steps[-1].mean()))
+    kernel = replace(case.kernel, steps=temperatures, step_size=float(path.steps.sizes[-1].mean()))
     energy, support = annealing.energy, annealing.support
     initial = support.sample(case.num_chains, generator=make_generator(0, "start"))
 

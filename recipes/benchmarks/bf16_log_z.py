@@ -66,7 +66,8 @@ def both(energy: JointEnergy, temperatures: int, num_chains: int, seed: int) -> 
             duration, result = timed(functools.partial(estimate, generator=make_generator(seed, mode)))
         row[mode] = metrics(result) | {"seconds": duration.wall}
         if mode == "fp32":
-            row["rounding"] = rounding(energy, torch.cat(points), result.log_weights)
+            ends = torch.cat(points)[-num_chains:]  # after the points at which the energy was checked
+            row["rounding"] = rounding(energy, ends, result.log_weights)
     return row
 
 
@@ -79,7 +80,7 @@ def metrics(result: LogZ) -> Row:
 def final_points(energy: JointEnergy) -> Iterator[list[Tensor]]:
     """Collects the final points of each island's chains.
 
-    On a box, these are the only points at which an estimate evaluates logits without a gradient.
+    On a box, these are the last points at which an estimate evaluates logits without a gradient.
     """
     points: list[Tensor] = []
 

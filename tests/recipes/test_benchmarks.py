@@ -1,10 +1,12 @@
 """The benchmarks, in short runs, and what they have in common."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from ebm_lightning import LogZ
 from tests.helpers import recipe
 from tests.recipes.conftest import run
 
@@ -148,3 +150,41 @@ def test_divergence_runs_every_trainer(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [row["trainer"] for row in rows] == ["plain loop", "defaults", "guard"]
     assert all(row["max_energy"] > 0 for row in rows)
+
+
+def test_adversarial_table_counts_runs_that_are_reliable_and_wrong(tmp_path, capsys):
+    adversarial = recipe("benchmarks/adversarial.py")
+    adversarial.main(("narrow 1e-2",), seeds=2, output=tmp_path / "runs.json")
+    out = capsys.readouterr().out
+    assert "| narrow 1e-2 | -7.372 | 2 |" in out
+    assert "Reliable and wrong: 0 of 2 runs." in out
+    assert [run["seed"] for run in json.loads((tmp_path / "runs.json").read_text())] == [0, 1]
+    target = adversarial.TARGETS["narrow 1e-2"]()
+    answers = {"far": (0.41, 0.1), "near": (0.39, 0.1), "close": (0.04, 0.0), "unknown": (float("nan"), 0.1)}
+    runs = {}
+    for name, (error, std_err) in answers.items():
+        answer = LogZ(target.truth + error, std_err)
+        runs[name] = adversarial.outcome(name, replace(target, estimate=lambda *_, z=answer: z), 0, {})
+    assert [name for name, run in runs.items() if run.wrong] == ["far", "unknown"]
+    honest = replace(target, estimate=lambda *_: LogZ(9.0, 0.1, why="The weights are worth 3 chains."))
+    assert not adversarial.outcome("honest", honest, 0, {}).wrong
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_targets_have_the_log_z_that_is_stated(seed):
+    """Importance sampling backwards: the mean of q / p over exact samples is 1 / Z. No chains, so no shared error."""
+    known = recipe("benchmarks/known_energies.py")
+    rng = torch.Generator().manual_seed(seed)
+    energy = (
+        known.Student(3, 2),
+        known.Valley(2, 0.5, 2.0),
+        known.Funnel(3, 1.5),
+        known.RotatedGaussian(torch.tensor([0.5, 1.0, 2.0])),
+        known.Spikes(torch.tensor([[0.4, 0.5], [0.5, 0.6]]), 0.05, torch.tensor([1.0, 2.0])),
+    )[seed]
+    x = energy.sample(100_000, rng).double()
+    center, std = (0.5, 0.05) if seed == 4 else (1.0, 0.25) if seed == 1 else (0.0, 0.4)
+    log_q = torch.distributions.Normal(center, std).log_prob(x).sum(1)
+    w = (log_q + energy(x.float())).exp()
+    z_score = (w.mean() - torch.tensor(-energy.log_z).exp()) / (w.std() / len(w) ** 0.5)
+    assert abs(z_score) < 5
