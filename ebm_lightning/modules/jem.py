@@ -269,13 +269,10 @@ class JEM(ConditionalEBM):
 
     def _divergence_message(self, values: dict[str, Tensor]) -> str:
         step = self.chain_step
-        energy_pos, energy_neg = (math.nan, math.nan) if step is None else (step.energy_pos, step.energy_neg)
+        energies = (None, None) if step is None else (step.energy_pos, step.energy_neg)
+        pos, neg = (math.nan if energy is None else float(energy) for energy in energies)
         return (
-            f"{super()._divergence_message(values)} The last mean energies were {_shown(energy_pos)} of data and "
-            f"{_shown(energy_neg)} of negatives: if they diverged, lower the sampler's 'step_size' or raise its "
+            f"{super()._divergence_message(values)} The last mean energies were {pos:.4g} of data and "
+            f"{neg:.4g} of negatives: if they diverged, lower the sampler's 'step_size' or raise its "
             "'steps', set 'energy_l2' to 0.1, or clip gradients."
         )
-
-
-def _shown(energy: Tensor | float | None) -> str:
-    return f"{math.nan if energy is None else float(energy):.4g}"

@@ -1,5 +1,6 @@
 """The annealing path from the proposal q_0 to the model: its schedule of temperatures, and the chains on it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -39,7 +40,7 @@ def spaced_betas(schedule: Schedule, temperatures: int, knots: Tensor, barrier: 
 
 @dataclass(frozen=True)
 class Steps:
-    """The step of the move at each of T temperatures. Matrices are stored once for all temperatures that share them.
+    """The step of the move at each of T temperatures. Temperatures with the same matrix refer to one copy.
 
     Attributes:
         sizes: Step size times diagonal preconditioner, shape (T, *shape).
@@ -109,6 +110,33 @@ class Annealing:
     ) -> tuple[Phase, Tensor]:
         """One move of the kernel: the chains after it, and which proposals were accepted, shape (N,), bool."""
         return hamiltonian_move(target, phase, step, self.support, self.kernel, generator)
+
+
+def next_beta(target: Tempered, phase: Phase, min_ess: float, highest: float = 1.0) -> float:
+    """The largest beta whose weights have a relative effective sample size of at least ``min_ess``, by bisection.
+
+    Chains at points of zero density are left out.
+
+    Arguments:
+        target: The current beta.
+        phase: The chains, equally weighted.
+        min_ess: Smallest mean(w)^2 / mean(w^2).
+        highest: Upper bound of the result.
+    """
+    alive = phase.energy != math.inf
+
+    def too_far(beta: float) -> bool:
+        log_w = target.log_ratio(phase, beta)[alive]
+        w = (log_w - log_w.max()).exp()
+        return float(w.mean() ** 2 / w.square().mean()) < min_ess
+
+    if not too_far(highest):
+        return highest
+    low, high = target.beta, highest
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if too_far(middle) else (middle, high)
+    return max(low, target.beta + 1e-9)
 
 
 def interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebm_lightning.partition.annealing_path import Annealing
+from ebm_lightning.partition.annealing_path import Annealing, next_beta
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp
 from ebm_lightning.partition.mixture import Mixture, data_base
+from ebm_lightning.partition.preconditioner import log_width
 from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.samplers import frozen
 from ebm_lightning.samplers.hmc import Phase, Tempered
@@ -139,7 +140,7 @@ def _explore(annealing: Annealing, nearest: Tensor, generator: torch.Generator) 
         log_z = torch.zeros(ISLANDS, 1, dtype=torch.float64, device=phase.x.device)
         log_step, stages, complete = -0.25 * math.log(phase.x[0].numel()), 0, True
         while target.beta < 1:
-            stages, beta = stages + 1, _next_beta(target, phase)
+            stages, beta = stages + 1, next_beta(target, phase, STAGE_CESS)
             if stages == MAX_STAGES and beta < 1:
                 beta, complete = 1.0, False
             log_w = target.log_ratio(phase, beta).view(ISLANDS, ISLAND_CHAINS)
@@ -164,27 +165,9 @@ def _move(
     annealing: Annealing, target: Tempered, phase: Phase, log_step: float, generator: torch.Generator
 ) -> tuple[Phase, float]:
     """Moves at one beta that adapt the step size: the chains after them, and the log of the relative step size."""
-    squares = target.gradient(phase).double().square().mean(0)
-    width = (squares + 1 / phase.x.double().var(0).clamp(min=1e-12)).rsqrt()  # of the modes, as in the pilot
+    width = log_width(target, phase)
     for move in range(STAGE_MOVES):
-        step = (width * math.exp(log_step)).to(phase.x.dtype)
+        step = (width + log_step).exp().to(phase.x.dtype)
         phase, accepted = annealing.move(target, phase, step, generator)
         log_step += STEP_GAIN * (float(accepted.float().mean()) - TARGET_ACCEPTANCE) / (1 + move) ** 0.5
     return phase, log_step
-
-
-def _next_beta(target: Tempered, phase: Phase) -> float:
-    """The largest beta whose conditional ESS, mean(w)^2 / mean(w^2), is at least STAGE_CESS, by bisection."""
-
-    def too_far(beta: float) -> bool:
-        log_w = target.log_ratio(phase, beta)
-        w = (log_w - log_w.max()).exp()
-        return float(w.mean() ** 2 / w.square().mean()) < STAGE_CESS
-
-    if not too_far(1.0):
-        return 1.0
-    low, high = target.beta, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if too_far(middle) else (middle, high)
-    return max(low, target.beta + 1e-9)

@@ -52,7 +52,7 @@ def with_evidence(
     weights, mass beyond the chains (heavy tails, curved valleys), and weights that vary more than the path explains.
 
     Arguments:
-        result: The estimate from the weights alone.
+        result: The estimate from its weights.
         islands: Its islands, with the ends of their chains.
         annealing, path: What was annealed, and along which path.
         seed: Seed of the streams of the checks.

@@ -16,7 +16,7 @@ from ebm_lightning.supports import Box, Support
 MISFIT = 0.5  # nats by which the mass along an axis of the Hessian may differ from that of the Gaussian
 NODES = [k / 2 for k in range(-5, 6)]  # along each axis, in standard deviations
 CHUNK = 4096  # points to evaluate at once
-NEGLIGIBLE = 1e-3  # modes with a smaller share of the mass are not checked
+NEGLIGIBLE = 1e-3  # modes with a smaller fraction of the mass are not checked
 NO_ERROR = "The Laplace approximation has no error estimate: compare it with ais."
 
 

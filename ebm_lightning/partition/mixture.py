@@ -174,7 +174,7 @@ def _moments(parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _shrunk(log_variance: Tensor, noise: float) -> Tensor:
-    """Shrink log variances, shape (*shape), toward their mean, by the share of their spread that sampling explains."""
+    """Shrink log variances, shape (*shape), toward their mean, by the fraction of the spread due to sampling."""
     mean, spread = log_variance.mean(), float(log_variance.var(correction=0))
     kept = max(0.0, 1 - noise / spread) if spread > 0 else 0.0
     return mean + kept * (log_variance - mean)

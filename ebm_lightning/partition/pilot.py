@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule, Steps, interpolate, spaced_betas
+from ebm_lightning.partition.annealing_path import (
+    Annealing,
+    AnnealingPath,
+    Schedule,
+    Steps,
+    interpolate,
+    next_beta,
+    spaced_betas,
+)
 from ebm_lightning.partition.preconditioner import Scale, change, choose_scale, log_width, turns
 from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.rng import make_generator
@@ -230,17 +238,6 @@ def _next_beta(target: Tempered, phase: Phase) -> float:
             f"values and {int((~alive).sum())} of +inf among {len(alive)}."
         )
 
-    def too_far(beta: float) -> bool:
-        log_w = target.log_ratio(phase, beta)[alive]
-        w = (log_w - log_w.max()).exp()
-        return float(w.mean() ** 2 / w.square().mean()) < STAGE_CESS
-
     r, power = target.path_exponent, (1 - target.beta) ** target.path_exponent
     high = 1.0 if r == 1 else 1 - max(0.0, power - MAX_POWER_DROP) ** (1 / r)
-    if not too_far(high):
-        return high
-    low = target.beta
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if too_far(middle) else (middle, high)
-    return max(low, target.beta + 1e-9)
+    return next_beta(target, phase, STAGE_CESS, high)

@@ -1,7 +1,7 @@
 """The preconditioner of each stage of a pilot run, from the moves of its chains.
 
 A move changes the position by dx and the gradient of the potential by dg. On a Gaussian with covariance C,
-dx = C dg exactly, whatever the chains have reached. So the matrix M that solves M cov(dg) M = cov(dx) is C even from
+dx = C dg exactly, even before the chains have spread. So the matrix M that solves M cov(dg) M = cov(dx) is C even from
 few moves. The spread of the chains would instead measure the distance between modes.
 """
 

@@ -92,7 +92,7 @@ def _contradiction(result: LogZ, ends: Tensor, bound: RBMBound) -> str:
 
 
 def _missing(result: LogZ, rates: Tensor, log_bound: Tensor) -> float:
-    """Largest share of Z that the bound proves where a unit has a state, but that chains do not have; 0 if none."""
+    """Largest fraction of Z that the bound proves where a unit has a state, but that chains do not have; 0 if none."""
     weights = (result.log_weights.to(rates.device) - result.log_z).exp()[:, None] * rates
     errors = weights.std(0) / math.sqrt(len(weights))
     missing = (log_bound - result.log_z).exp() - weights.mean(0)

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ebm_lightning.partition.annealing_path import Annealing
+from ebm_lightning.partition.annealing_path import Annealing, next_beta
 from ebm_lightning.partition.log_z import log_mean_exp, relative_ess
 from ebm_lightning.partition.mixture import Mixture
+from ebm_lightning.partition.preconditioner import log_width
 from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.partition.student import StudentT
 from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.samplers import frozen
-from ebm_lightning.samplers.hmc import Phase, Tempered
 from ebm_lightning.supports import Box, Density, Support
 
 EXCESS_KURTOSIS = 3.0
@@ -42,7 +42,7 @@ def beyond_the_chains(
     std_err: float,
     generator: torch.Generator,
 ) -> tuple[str, int]:
-    """Why mass lies where no chain went, empty if there is no sign of that; and the evaluations that it took to know.
+    """Why mass lies where no chain went, empty without a sign of that; and the evaluations that it took to know.
 
     Arguments:
         annealing: Of the run.
@@ -68,7 +68,7 @@ def _covers_the_box(proposal: Density) -> bool:
 
 
 def tail_verdict(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.Generator) -> str:
-    """Why the tails of the model are too heavy for the proposal; empty if there is no sign of that.
+    """Why the tails of the model are too heavy for the proposal; empty without a sign of that.
 
     A sign is an axis or random direction in which one end of a chain is more than 5 standard deviations of the proposal
     from its mean, and either the weighted ends have an excess kurtosis above 3, or 5 % of their weight is that far.
@@ -149,35 +149,14 @@ def second_opinion(annealing: Annealing, num_chains: int, generator: torch.Gener
         target, phase = annealing.begin(x, generator)
         log_step, log_z, variance, stages = -0.25 * math.log(x[0].numel()), 0.0, 0.0, 0
         while target.beta < 1 and stages < STAGES:
-            beta = _next_beta(target, phase)
+            beta = next_beta(target, phase, STAGE_CESS)
             log_w = target.log_ratio(phase, beta)
             log_z += float(log_mean_exp(log_w))
             variance += (1 / relative_ess(log_w) - 1) / num_chains
             phase, target.beta, stages = take(phase, systematic(log_w.softmax(0), generator)), beta, stages + 1
             for _ in range(MOVES if beta < 1 else 0):
-                step = (_log_width(target, phase) + log_step).exp().to(x.dtype)
+                step = (log_width(target, phase) + log_step).exp().to(x.dtype)
                 phase, accepted = annealing.move(target, phase, step, generator)
                 log_step += STEP_GAIN * (float(accepted.double().mean()) - TARGET_ACCEPTANCE)
     moves = (stages - (target.beta == 1)) * MOVES * annealing.kernel.leapfrogs
     return SecondOpinion(log_z if target.beta == 1 else math.nan, math.sqrt(variance), num_chains * (1 + moves))
-
-
-def _next_beta(target: Tempered, phase: Phase) -> float:
-    """The largest beta at which the weights have a relative effective sample size of STAGE_CESS, by bisection."""
-
-    def ess(beta: float) -> float:
-        return relative_ess(target.log_ratio(phase, beta))
-
-    if ess(1.0) >= STAGE_CESS:
-        return 1.0
-    low, high = target.beta, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if ess(middle) >= STAGE_CESS else (low, middle)
-    return max(low, target.beta + 1e-9)
-
-
-def _log_width(target: Tempered, phase: Phase) -> Tensor:
-    """Log of the width of the modes in each component: of a Gaussian, E[(dU/dx)^2] = 1 / std^2."""
-    squares = target.gradient(phase).double().square().mean(0)
-    return -0.5 * (squares + 1 / phase.x.double().var(0).clamp(min=1e-12)).log()

@@ -28,7 +28,7 @@ HELD_BEYOND = (
 def valley_verdict(
     energy: Energy, support: Support, proposal: Density, x: Tensor, log_w: Tensor, generator: torch.Generator
 ) -> tuple[str, int]:
-    r"""Why mass lies in a valley beyond all chains, empty if there is no sign of that; and the evaluations it took.
+    r"""Why mass lies in a valley beyond all chains, empty without a sign of that; and the evaluations it took.
 
     Along the floor of a valley, with s_i the widths across it and r the distance from the center of the proposal, the
     mass for each unit of log r is

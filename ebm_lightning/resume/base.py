@@ -13,6 +13,7 @@ from ebm_lightning.chains import Chains
 from ebm_lightning.resume.checkpoint_io import match_keys
 from ebm_lightning.resume.hparams import constructor_arguments, describe, for_loggers
 from ebm_lightning.resume.interrupts import GracefulInterrupt
+from ebm_lightning.resume.lightning_internals import callbacks
 from ebm_lightning.resume.loop_counters import correct_loop_counters
 from ebm_lightning.resume.rank_state import (
     RankState,
@@ -48,8 +49,7 @@ class ResumableModule(L.LightningModule):
     # Lightning's hooks.
 
     def configure_callbacks(self) -> list[L.Callback]:
-        # Lightning sets this attribute in a way that type checkers do not see.
-        present = any(isinstance(c, GracefulInterrupt) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        present = any(isinstance(c, GracefulInterrupt) for c in callbacks(self.trainer))
         return [] if present else [GracefulInterrupt()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

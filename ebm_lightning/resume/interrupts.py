@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ebm_lightning.resume.checkpoint_io import AtomicCheckpointIO
+from ebm_lightning.resume.lightning_internals import callbacks
 
 SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 
@@ -57,8 +58,8 @@ class GracefulInterrupt(L.Callback):
         if self._started:
             return
         # A run that resumes after its last step gets no training hooks from Lightning, so WeightAveraging would not
-        # copy its average into the module. Lightning sets 'callbacks' in a way that type checkers do not see.
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        # copy its average into the module.
+        for callback in callbacks(trainer):
             if isinstance(callback, WeightAveraging):
                 callback.on_train_end(trainer, pl_module)
 

@@ -1,4 +1,4 @@
-"""Every private attribute of Lightning that this package uses, each behind a function.
+"""Every attribute of Lightning that is private, or that type checkers do not see, each behind a function.
 
 ``tests/resume/test_lightning_privates.py`` checks that the installed Lightning still has them.
 """
@@ -23,3 +23,9 @@ def validation_is_due(trainer: L.Trainer) -> bool:
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return trainer.enable_validation and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def callbacks(trainer: L.Trainer) -> list[L.Callback]:
+    """The trainer's callbacks. A connector sets this public attribute in a way that type checkers do not see."""
+    found: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return found

@@ -28,12 +28,15 @@ class Binary(Support):
 
     shape: tuple[int, ...]
     probabilities: bool = False
-    constant = True
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+
+    @property
+    def constant(self) -> bool:
+        return True
 
     @property
     def log_mass(self) -> float:

@@ -45,7 +45,7 @@ class Box(Support):
             )
 
     @property
-    def constant(self) -> bool:  # type: ignore[override]  # depends on 'reference'
+    def constant(self) -> bool:
         return self.reference is None
 
     @property

@@ -21,12 +21,15 @@ class Density(ABC):
     """A normalized density that can be evaluated and sampled.
 
     Attributes:
-        constant: Whether the density is uniform on its support, so that its gradient is 0.
         box: The :class:`~ebm_lightning.supports.Box` that the density is truncated to. None for a density on R^D.
     """
 
-    constant: bool = False
     box: Any = None
+
+    @property
+    def constant(self) -> bool:
+        """Whether the density is uniform on its support, so that its gradient is 0."""
+        return False
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
