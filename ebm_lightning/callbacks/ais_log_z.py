@@ -22,9 +22,9 @@ from ebm_lightning.partition.proposals import checked_proposal
 from ebm_lightning.partition.smc import island_sizes
 from ebm_lightning.samplers import GHMC, HMC
 from ebm_lightning.samplers.base import Progress
-from ebm_lightning.supports import Box, Density
+from ebm_lightning.supports import Binary, Box, Density
 
-MAX_DATA = 1000  # that are compared with an estimate
+MIN_DATA, MAX_DATA = 20, 1000  # number of data that are compared with an estimate
 
 
 class AISLogZ(Evaluation):
@@ -41,8 +41,8 @@ class AISLogZ(Evaluation):
 
     Chains are grouped into independent blocks (islands), which are distributed over the ranks. Each island has a
     separate random stream, so N ranks give the same estimate as one. Energies of chains and data are computed in
-    float32, with autocast disabled. The first batch of each rank is evidence: an estimate that lacks the mass where
-    these data lie is not reliable.
+    float32, with autocast disabled. The first batch of each rank is evidence, if it has 20 data or more: an estimate
+    that lacks the mass where they lie is not reliable.
 
     .. math:: \text{bits/dim} = -\frac{\mathbb{E} \log p(x)}{D \log 2} + \log_2 \frac{Q}{high - low}
 
@@ -123,7 +123,7 @@ class AISLogZ(Evaluation):
             return
         if not self._energies:
             # At the first batch, because weight averaging may restore the training weights before the epoch ends.
-            self._data = self._first_batches(module.trainer, batch)
+            self._data = self._first_batches(module, batch)
             self.result = self.estimate(module.trainer, module)
         with torch.autocast(module.device.type, enabled=False):
             self._energies.append(module.energy(batch[0]).double().cpu())
@@ -162,10 +162,12 @@ class AISLogZ(Evaluation):
                 labels=labels,
             )
 
-    def _first_batches(self, trainer: L.Trainer, batch: Any) -> tuple[Tensor, Tensor]:
-        """Data and labels of the first batch of every rank."""
-        x, y = zip(*TrainerRanks(trainer).all_gather((batch[0].cpu(), batch[1].cpu())), strict=True)
-        return torch.cat(x)[:MAX_DATA], torch.cat(y)[:MAX_DATA]
+    def _first_batches(self, module: ConditionalEBM, batch: Any) -> tuple[Tensor, Tensor] | None:
+        """Data and labels of the first batch of every rank; None if too few, or gray levels of binary units."""
+        parts = TrainerRanks(module.trainer).all_gather((batch[0].cpu(), batch[1].cpu()))
+        x, y = (torch.cat(part)[:MAX_DATA] for part in zip(*parts, strict=True))
+        gray = isinstance(module.support, Binary) and not ((x == 0) | (x == 1)).all()
+        return None if gray or len(x) < MIN_DATA else (x, y)
 
     def _metrics(self, result: LogZ, trainer: L.Trainer, module: ConditionalEBM) -> dict[str, float]:
         metrics = {

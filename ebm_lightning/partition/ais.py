@@ -173,6 +173,8 @@ def anneal(
 def _proposal(
     proposal: Density | Literal["data"] | None, data: Tensor | None, labels: Tensor | None, support: Support
 ) -> Density | None:
+    if isinstance(support, Binary):
+        return None  # which refuses proposals itself
     if not isinstance(proposal, str):
         return proposal
     if proposal != "data" or data is None:

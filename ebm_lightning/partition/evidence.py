@@ -24,15 +24,15 @@ def inefficient(ess: float, path: AnnealingPath) -> str:
     sample size of exp(-b^2 / T). Chains that stay in the mode where they started have less.
 
     Arguments:
-        ess: Relative effective sample size of the estimate.
+        ess: Relative effective sample size of the estimate, positive.
         path: The path of the chains.
     """
-    efficiency = ess * math.exp(path.barrier**2 / len(path.steps))
-    if efficiency >= MIN_EFFICIENCY:
+    log_efficiency = math.log(ess) + path.barrier**2 / len(path.steps)  # its exponential may overflow
+    if log_efficiency >= math.log(MIN_EFFICIENCY):
         return ""
     return (
-        f"The weights are worth {efficiency:.0%} of what the path allows, so chains do not keep up with it and may "
-        "miss modes: raise 'temperatures', or choose a 'proposal' closer to the model."
+        f"The weights are worth {math.exp(log_efficiency):.0%} of what the path allows, so chains do not keep up with "
+        "it and may miss modes: raise 'temperatures', or choose a 'proposal' closer to the model."
     )
 
 

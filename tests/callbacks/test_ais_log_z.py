@@ -5,11 +5,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from ebm_lightning import AISLogZ, Euclidean, SupportInit
+from ebm_lightning import AISLogZ, ClassificationRBM, Euclidean, SupportInit
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import exact_log_z
-from ebm_lightning.supports import Box
+from ebm_lightning.supports import Binary, Box
 from tests.helpers import batches, jem, trainer, weights
 
 PLANE = Box(-1, 1, (2,))
@@ -104,3 +105,20 @@ def test_bad_arguments_and_supports_are_refused(tmp_path, loader):
         trainer(tmp_path, callbacks=[AISLogZ()]).test(module, loader)
     with pytest.raises(ValueError, match="'num_levels' should be None on Euclidean"):
         trainer(tmp_path, callbacks=[AISLogZ(num_levels=2)]).test(module, loader)
+
+
+@pytest.mark.parametrize("batch_size", [1, 24])
+def test_batches_of_any_size_are_evaluated(tmp_path, batch_size):
+    callback = AISLogZ(0, 5, 20)
+    trainer(tmp_path, callbacks=[callback]).test(jem(), batches(24, batch_size), verbose=False)
+    assert callback.result is not None
+
+
+def test_gray_levels_of_binary_units_are_evaluated(tmp_path):
+    module = ClassificationRBM(4, 3, 3, Binary((4,), probabilities=True))
+    data = DataLoader(TensorDataset(torch.rand(24, 4), torch.arange(24) % 3), 24)
+    callback = AISLogZ(0, 20, 40)
+    run = trainer(tmp_path, max_epochs=1, callbacks=[callback])
+    run.fit(module, data)
+    run.test(module, data, verbose=False)
+    assert callback.result is not None

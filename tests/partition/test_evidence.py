@@ -84,6 +84,7 @@ def test_weights_are_compared_with_what_the_path_allows():
     assert inefficient(0.9 * math.exp(-1), path) == ""
     assert "worth 10% of what the path allows" in inefficient(0.1 * math.exp(-1), path)
     assert inefficient(0.1, dataclasses.replace(path, barrier=0.0)) != ""
+    assert inefficient(0.1, dataclasses.replace(path, barrier=1e4)) == ""  # exp(1e6) would overflow
 
 
 def test_a_lower_bound_follows_from_the_estimate():
