@@ -1,7 +1,7 @@
 """Any classifier as a joint energy model, in an ordinary Lightning project.
 
-Names are imported on first use: the core (supports, energies, samplers, chains, partition, networks, rbm, rng) needs
-torch and the standard library only.
+Names are imported on first use: the core (supports, coordinates, energies, samplers, chains, partition, networks, rbm,
+rng) needs torch and the standard library only.
 """
 
 from typing import TYPE_CHECKING
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
         DataInit as DataInit,
         ReplayBuffer as ReplayBuffer,
         SupportInit as SupportInit,
+    )
+    from ebm_lightning.coordinates import (
+        Compose as Compose,
+        Coordinates as Coordinates,
+        Flow as Flow,
+        NormalScores as NormalScores,
+        Quantiles as Quantiles,
+        Whitening as Whitening,
     )
     from ebm_lightning.energies import (
         JointEnergy as JointEnergy,
@@ -87,6 +95,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "SampleQuality",
         ),
         "chains": ("Chains", "ClassGaussians", "DataInit", "ReplayBuffer", "SupportInit"),
+        "coordinates": ("Compose", "Coordinates", "Flow", "NormalScores", "Quantiles", "Whitening"),
         "energies": ("JointEnergy",),
         "evaluation": ("PGD", "evaluate"),
         "modules": ("JEM", "SADAJEM", "ClassificationRBM", "ConditionalEBM"),

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebm_lightning.checks import check_number
+from ebm_lightning.coordinates import Coordinates, Identity
+from ebm_lightning.coordinates.compose import same_space
 from ebm_lightning.supports import Support
 
 Energy = Callable[[Tensor], Tensor]
@@ -27,33 +29,64 @@ class JointEnergy(nn.Module):
     The conditional p(y|x) = softmax(f(x) / T) does not depend on q or Z. At ``temperature`` 1 the predictions are
     bit-equal to the classifier's.
 
+    With coordinates u = T(x), the classifier sees u, and the reference density of x is that of u times the Jacobian:
+
+    .. math:: E(x, y) = -f(u)[y] / T - \log q(u) - \log |\det du/dx|
+
+    Z is the same in x and in u, so chains and annealing run in u, on :attr:`in_coordinates`.
+
     Under autocast the last linear layer and everything after it run in float32, because bfloat16 rounds an energy of
     300 to a multiple of 2. Weights stored in half precision are not converted.
 
     Arguments:
         classifier: Maps (N, *shape) to logits (N, K).
-        support: Domain of x and reference density q.
+        support: Domain of x and reference density q; those of u with coordinates.
         temperature: T, positive. Divides the logits.
+        coordinates: Invertible map from x to u. By default u = x.
 
     Raises:
-        ValueError: ``temperature`` is not positive, the classifier's output is not (N, K), or the number of labels is
-            neither N nor 1.
+        ValueError: ``temperature`` is not positive, the coordinates do not map into the support, the classifier's
+            output is not (N, K), or the number of labels is neither N nor 1.
+        RuntimeError: At the first evaluation, if the coordinates are not fitted yet.
 
     References:
         Grathwohl et al., Your classifier is secretly an energy based model and you should treat it like one, 2020,
         eqs. 5-7. https://arxiv.org/abs/1912.03263
     """
 
-    def __init__(self, classifier: nn.Module, support: Support, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        support: Support,
+        temperature: float = 1.0,
+        coordinates: Coordinates | None = None,
+    ) -> None:
         super().__init__()
         check_number("temperature", temperature, above=0)
+        if coordinates is not None and not same_space(coordinates.codomain, support):
+            raise ValueError(
+                f"'support' should be where the values of the coordinates are, {coordinates.codomain}, got {support}. "
+                "Pass coordinates.codomain. The domain of x is known to the coordinates."
+            )
         self.classifier = classifier
         self.support = support
         self.temperature = temperature
+        self.coordinates = Identity(support) if coordinates is None else coordinates
         self._head_in_float32 = False
+        self._in_coordinates: list[JointEnergy] = []  # a list, so that its weights are not registered twice
+
+    @property
+    def in_coordinates(self) -> "JointEnergy":
+        """The energy of u, as a function on ``support``, with the same classifier; ``self`` without coordinates."""
+        if isinstance(self.coordinates, Identity):
+            return self
+        if not self._in_coordinates or self._in_coordinates[0].classifier is not self.classifier:
+            self._in_coordinates = [JointEnergy(self.classifier, self.support, self.temperature)]
+        return self._in_coordinates[0]
 
     def logits(self, x: Tensor) -> Tensor:
         """f(x) / T, shape (N, K), in float32 or better."""
+        x = self.coordinates(x)
         logits = self._full_precision(x)
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(
@@ -73,7 +106,11 @@ class JointEnergy(nn.Module):
             ValueError: ``y`` has neither one label for each x nor one label for all.
         """
         negative = logits.logsumexp(1) if y is None else logits.gather(1, _labels(y, len(x))[:, None]).squeeze(1)
-        return -negative - self.support.log_q(x)
+        if isinstance(self.coordinates, Identity):
+            return -negative - self.support.log_q(x)
+        u = self.coordinates(x)
+        log_q = self.support.log_q(u) + self.coordinates.log_abs_det_jacobian(x, u)
+        return -negative - log_q.to(negative.dtype)
 
     @property
     def head(self) -> nn.Linear | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ebm_lightning"
-CORE = ("checks", "supports", "energies", "rng", "networks", "rbm", "samplers", "chains", "partition")
+CORE = ("checks", "supports", "coordinates", "energies", "rng", "networks", "rbm", "samplers", "chains", "partition")
 PACKAGES = {
     **{name: {"torch"} for name in CORE},
     "_lazy": set(),
@@ -28,12 +28,13 @@ LEFT_TO_RIGHT = {
     "rng": set(),
     "networks": {"checks"},
     "supports": {"checks"},
-    "energies": {"checks", "supports"},
+    "coordinates": {"checks", "supports"},
+    "energies": {"checks", "coordinates", "supports"},
     "rbm": {"checks", "supports"},
     "samplers": {"checks", "rbm", "energies", "supports"},
     "chains": {"checks", "samplers", "supports"},
     "partition": {"checks", "rbm", "energies", "supports", "samplers", "rng"},
-    "evaluation": {"_lazy", "checks", "energies", "samplers", "supports", "protocol"},
+    "evaluation": {"_lazy", "checks", "coordinates", "energies", "samplers", "supports", "protocol"},
     "resume": {"chains", "checks", "rng", "supports"},
     "modules": {*CORE, "resume"},
     "data": {"checks", "supports", "rng"},

@@ -41,8 +41,8 @@ class AISLogZ(Evaluation):
 
     Chains are grouped into independent blocks (islands), which are distributed over the ranks. Each island has a
     separate random stream, so N ranks give the same estimate as one. Energies of chains and data are computed in
-    float32, with autocast disabled. The first batch of each rank is evidence, if it has 20 data or more: an estimate
-    that lacks the mass where they lie is not reliable.
+    float32, with autocast disabled. With coordinates, annealing runs in u, where Z is the same. The first batch of each
+    rank is evidence, if it has 20 data or more: an estimate that lacks the mass where they lie is not reliable.
 
     .. math:: \text{bits/dim} = -\frac{\mathbb{E} \log p(x)}{D \log 2} + \log_2 \frac{Q}{high - low}
 
@@ -59,7 +59,7 @@ class AISLogZ(Evaluation):
             8-bit images). If None, bits per dimension is not logged.
         directory: Folder of the figure; by default the trainer's log folder.
         seed: Seed of the estimate.
-        progress: Wraps this rank's loop over temperatures, such as ``tqdm.tqdm``.
+        progress: Wraps the loops over the stages of pilot runs and over this rank's temperatures: ``tqdm.tqdm``.
 
     Raises:
         ValueError: A number is out of range. At setup: ``num_levels`` without a box, or no ``proposal`` although the
@@ -106,9 +106,9 @@ class AISLogZ(Evaluation):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, ConditionalEBM)
-        if self.num_levels is not None and not isinstance(pl_module.support, Box):
+        if self.num_levels is not None and not isinstance(pl_module.domain, Box):
             raise ValueError(
-                f"'num_levels' should be None on {type(pl_module.support).__name__}, got {self.num_levels}. "
+                f"'num_levels' should be None on {type(pl_module.domain).__name__}, got {self.num_levels}. "
                 "Bits per dimension need a Box."
             )
         if not isinstance(self.proposal, str):
@@ -145,7 +145,7 @@ class AISLogZ(Evaluation):
         data, labels = self._data or (None, None)
         with torch.autocast(module.device.type, enabled=False):
             return ais(
-                module.energy,
+                module.chain_energy,
                 module.support,
                 proposal=self.proposal,
                 kernel=self.kernel,
@@ -167,7 +167,9 @@ class AISLogZ(Evaluation):
         parts = TrainerRanks(module.trainer).all_gather((batch[0].cpu(), batch[1].cpu()))
         x, y = (torch.cat(part)[:MAX_DATA] for part in zip(*parts, strict=True))
         gray = isinstance(module.support, Binary) and not ((x == 0) | (x == 1)).all()
-        return None if gray or len(x) < MIN_DATA else (x, y)
+        if gray or len(x) < MIN_DATA:
+            return None
+        return module.coordinates(x.to(module.device)).cpu(), y
 
     def _metrics(self, result: LogZ, trainer: L.Trainer, module: ConditionalEBM) -> dict[str, float]:
         metrics = {
@@ -180,8 +182,8 @@ class AISLogZ(Evaluation):
             metrics |= {f"prior_{y}": p for y, p in enumerate(result.prior.tolist())}
         energies = torch.cat(TrainerRanks(trainer).all_gather(torch.cat(self._energies)))
         metrics["log_likelihood"] = -float(energies.mean()) - result.log_z
-        if self.num_levels is not None and isinstance(module.support, Box):
-            shape, width = module.support.shape, module.support.high - module.support.low
+        if self.num_levels is not None and isinstance(module.domain, Box):
+            shape, width = module.domain.shape, module.domain.high - module.domain.low
             metrics["bits_per_dim"] = bits_per_dim(metrics["log_likelihood"], shape, width, self.num_levels)
             metrics["bits_per_dim_std_err"] = result.std_err / (math.prod(shape) * math.log(2))
         return metrics

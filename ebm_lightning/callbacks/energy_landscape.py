@@ -49,6 +49,8 @@ class EnergyLandscape(Evaluation):
     training learns nothing from it. If more than half of the chains are lost, there is a warning. Saturating energies
     such as E(x) = a tanh(b |x|^2) cause this. Small gradients at data are normal: a trained energy is lowest there.
 
+    With coordinates, everything is measured in u, where chains move.
+
     Chains are those of the ReplayBuffer, or new ones moved by the module's sampler. Each rank measures on its first
     batch. The figure (``landscape/rays``) is of rank 0.
 
@@ -120,13 +122,13 @@ class EnergyLandscape(Evaluation):
         """Gradient norms at chains, and energies and gradient norms along rays from the data ``x`` (N, *shape)."""
         generator = make_generator(self.seed, module.global_rank, "landscape", device=module.device)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(module.device.type, enabled=False):
-            x = x.clone().float()
+            x = module.coordinates(x.clone().float())
             chains = self._chains(module, x, generator)
             ray = torch.randn(x.shape, generator=generator, device=x.device)
             ray = ray / ray.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
             spread = (x - x.mean(0)).flatten(1).square().sum(1).mean().sqrt().clamp(min=1e-6)
             distance = torch.linspace(0, self.reach, 41, device=x.device) * spread
-            with frozen(module.energy):
+            with frozen(module.chain_energy):
                 along = [_measure(module, x + d * ray) for d in distance]
                 energy, norm = (torch.stack(part, 1).cpu() for part in zip(*along, strict=True))
                 at_chains = None if chains is None else _measure(module, chains)[1].cpu()
@@ -150,12 +152,12 @@ class EnergyLandscape(Evaluation):
             order = torch.randperm(module.chains.size, generator=generator, device=module.chains.x.device)
             return module.chains.x[order[: self.points]].to(x.device)
         start = x if isinstance(module.chains, DataInit) else module.support.sample(len(x), generator=generator)
-        return module.sampler(module.energy, start, support=module.support, generator=generator)
+        return module.sampler(module.chain_energy, start, support=module.support, generator=generator)
 
 
 def _measure(module: ConditionalEBM, x: Tensor) -> tuple[Tensor, Tensor]:
     """E(x) and |grad E(x)|, shape (N,) each; NaN outside a box."""
-    energy, gradient = value_and_gradient(module.energy, x)
+    energy, gradient = value_and_gradient(module.chain_energy, x)
     norm = gradient.flatten(1).norm(dim=1)
     if isinstance(module.support, Box):
         outside = ~module.support.contains(x)

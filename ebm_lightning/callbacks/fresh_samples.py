@@ -70,7 +70,7 @@ class FreshSamples(Evaluation):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, ConditionalEBM)
-        image_support(pl_module.support, "FreshSamples")
+        image_support(pl_module.domain, "FreshSamples")
 
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         self._samples, self._real = {}, []
@@ -96,7 +96,7 @@ class FreshSamples(Evaluation):
         labels = {"unconditional": None, "conditional": [str(names[k]) if names else str(k) for k in rows]}
         steps = chosen_sampler(module, self.sampler, self.steps).steps
         initial = "the reference density" if self.initial is None else type(self.initial).__name__
-        support = image_support(module.support, "FreshSamples")
+        support = image_support(module.domain, "FreshSamples")
         for kind, samples in self._samples.items():
             left, right = (image_grid(part, support, self.side) for part in (samples.cpu(), real[kind]))
             title = f"{'E(x, y)' if labels[kind] else 'E(x)'}, {steps} steps from {initial}"
@@ -121,7 +121,7 @@ class FreshSamples(Evaluation):
 
     def _by_class(self, x: Tensor, y: Tensor, rows: Sequence[int], module: ConditionalEBM) -> Tensor:
         """The first images of each class. Rows with too few are filled up with grey."""
-        support = image_support(module.support, "FreshSamples")
+        support = image_support(module.domain, "FreshSamples")
         blank = torch.full((self.side, *support.shape), (support.low + support.high) / 2)
         return torch.cat([torch.cat([x[y == k], blank])[: self.side] for k in rows])
 

@@ -37,7 +37,7 @@ class OODDetection(Evaluation):
 
     Arguments:
         sets: Names from :data:`ebm_lightning.evaluation.ood_sets.OOD_SETS`; or a mapping from names to images in the
-            module's support, or to functions that make them from a batch, such as ``{**OOD_SETS, "svhn": images}``.
+            module's domain, or to functions that make them from a batch, such as ``{**OOD_SETS, "svhn": images}``.
         scores: Scores, each larger for in-distribution data, logged under its function's name. By default log p(x) up
             to log Z.
         stages: When to evaluate.
@@ -47,7 +47,7 @@ class OODDetection(Evaluation):
 
     Raises:
         ValueError: A set is unknown, ``scores`` is empty, or two scores have the same name. At the first batch: images
-            are outside the support.
+            are outside the domain.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class OODDetection(Evaluation):
         if self._quota.full:
             return
         # Transform whole batches: an interpolation also needs images that are not selected.
-        made = {name: make(batch[0], module.support, self._generator) for name, make in self._transforms().items()}
+        made = {name: make(batch[0], module.domain, self._generator) for name, make in self._transforms().items()}
         x, *others = self._quota.take(batch[0], *made.values())
         if not len(x):
             return
@@ -119,7 +119,7 @@ class OODDetection(Evaluation):
         for name, source in self.sets.items():
             if not callable(source):
                 for x in _batches(source, module, self.limit, batch_size):
-                    module.support.check(x, name)
+                    module.domain.check(x, name)
                     self._update(name, {}, self._scores(module, x))
 
     def _scores(self, module: ConditionalEBM, x: Tensor) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ class Refinement(Evaluation):
 
     Logs ``refine/accuracy_<k>`` and ``refine/energy_change_<k>``, the mean of E(x_k) - E(x_0) in nats, for each k, and
     ``refine/images``, the number of images. If images are typical samples of the model, neither changes much. If the
-    energy falls by hundreds of nats, chains leave the data.
+    energy falls by hundreds of nats, chains leave the data. With coordinates, chains move in u, and energies are those
+    of u.
 
     References:
         Grathwohl et al. 2020, sec. 5.4 (JEM-k), and their ``test_clf --n_steps``. https://arxiv.org/abs/1912.03263
@@ -72,14 +73,14 @@ class Refinement(Evaluation):
         if not len(x):
             return
         with torch.autocast(module.device.type, enabled=False):
-            logits = module.energy.logits(x)
-            start = module.energy.from_logits(logits, x)
-            self._measure(0, module, x, y, start)
+            u = module.coordinates(x)
+            start = module.chain_energy(u)
+            self._measure(0, module, u, y, start)
             longest = max(self.steps)
             if not longest:
                 return
             sampler = chosen_sampler(module, self.sampler, longest)
-            path = sampler.trajectory(module.energy, x, support=module.support, generator=self._generator)
+            path = sampler.trajectory(module.chain_energy, u, support=module.support, generator=self._generator)
             steps = range(1, longest + 1)
             for k, state in zip((self.progress or iter)(steps), path, strict=True):
                 self._measure(k, module, state.x, y, start)
@@ -89,8 +90,8 @@ class Refinement(Evaluation):
             module.log_dict({f"refine/{name}": m.compute() for name, m in self.metrics.items()}, sync_dist=True)
             module.log("refine/images", float(self._quota.seen), sync_dist=True, reduce_fx="sum")
 
-    def _measure(self, k: int, module: ConditionalEBM, x: Tensor, y: Tensor, start: Tensor) -> None:
+    def _measure(self, k: int, module: ConditionalEBM, u: Tensor, y: Tensor, start: Tensor) -> None:
         if k in self.steps:
-            logits = module.energy.logits(x)
+            logits = module.chain_energy.logits(u)
             self.metrics[f"accuracy_{k}"].update((logits.argmax(1) == y).float())
-            self.metrics[f"energy_change_{k}"].update(module.energy.from_logits(logits, x) - start)
+            self.metrics[f"energy_change_{k}"].update(module.chain_energy.from_logits(logits, u) - start)

@@ -93,7 +93,7 @@ class Robustness(Evaluation):
             self.metrics["clean"].update(clean)
             for std in self.noise:
                 noise = torch.randn(x.shape, generator=self._generator, device=x.device)
-                noisy = module.support.clamp(x + std * noise)
+                noisy = module.domain.clamp(x + std * noise)
                 self.metrics[_name("noise", std)].update(self._correct(module, noisy, y))
             self._attack(module, x, y, clean)
 
@@ -115,7 +115,7 @@ class Robustness(Evaluation):
             still_correct = torch.zeros_like(correct[attack.norm])
             if len(index):
                 attacked = attack(
-                    module.energy.logits, x[index], y[index], support=module.support, generator=self._generator
+                    module.energy.logits, x[index], y[index], support=module.domain, generator=self._generator
                 )
                 still_correct[index] = self._correct(module, attacked, y[index]).bool()
             correct[attack.norm] = still_correct

@@ -62,7 +62,7 @@ class SampleGrid(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, ConditionalEBM):
             raise ValueError(f"SampleGrid needs a ConditionalEBM or JEM, got {type(pl_module).__name__}.")
-        image_support(pl_module.support, "SampleGrid")
+        image_support(pl_module.domain, "SampleGrid")
         if self.source == "chains" and not (isinstance(pl_module, JEM) and isinstance(pl_module.chains, ReplayBuffer)):
             raise ValueError("'source' should be 'fresh' for a module without a ReplayBuffer, got 'chains'.")
 
@@ -76,11 +76,12 @@ class SampleGrid(L.Callback):
     def _publish(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        grid = image_grid(self._samples(pl_module), pl_module.support, round(self.samples**0.5), self.scale)
+        grid = image_grid(self._samples(pl_module), pl_module.domain, round(self.samples**0.5), self.scale)
         publish(trainer, f"samples/{self.source}", grid, self.directory)
 
     def _samples(self, module: Any) -> Tensor:
         if self.source == "chains":
-            return module.chains.x[module.chains.age.argsort(descending=True, stable=True)[: self.samples]]
+            oldest = module.chains.age.argsort(descending=True, stable=True)[: self.samples]
+            return module.coordinates.inv(module.chains.x[oldest].to(module.device))
         generator = make_generator(self.seed, "sample grid", device=module.device)
         return module.sample(self.samples, sampler=self.sampler, initial=module.support, generator=generator)

@@ -174,7 +174,8 @@ class SampleQuality(Evaluation):
         """Batches of as many initial points as there are chains; other draws than those that the chains start at."""
         generator = make_generator(self.seed, module.trainer.global_rank, "starts", device=module.device)
         for i in range(0, n := self._num_chains(module), self.batch_size):
-            yield initial_points(self.initial, module.support, min(self.batch_size, n - i), generator=generator)
+            u = initial_points(self.initial, module.support, min(self.batch_size, n - i), generator=generator)
+            yield module.coordinates.inv(u)
 
     def _num_chains(self, module: ConditionalEBM) -> int:
         """Number of chains of this rank."""

@@ -121,18 +121,19 @@ def evaluate(
     measurements = Measurements(
         settings,
         model.support,
+        model.domain,
         getattr(model, "sampler", None) or SGLD.jem(),
         density,
-        *ood_sources(ood, data, model.support, ood_root, ood_images),
+        *ood_sources(ood, data, model.domain, ood_root, ood_images),
         network,
         getattr(data, "num_levels", None),
     )
-    results, images = run_all(models, data, measurements, folder, logger, device)
-    counts = {"test/images": float(images), "test/ece_bins": float(bins), "seconds": time.time() - started}
-    metrics = _with_prefixes(results) | counts
+    results = run_all(models, data, measurements, folder, logger, device)
+    counts = {"test/images": float(results.images), "test/ece_bins": float(bins), "seconds": time.time() - started}
+    metrics = _with_prefixes(results.metrics) | counts
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
     facts = evaluation_facts(models, data, measurements, metrics)
-    sections = evaluation_sections(results, {name: folder / name for name in models}, bins)
+    sections = evaluation_sections(results.metrics, {name: folder / name for name in models}, bins, results.why)
     notes = [] if baseline else [Section("No comparison", NO_BASELINE)]
     title = title or f"Evaluation of {type(model).__name__}"
     (folder / "report.html").write_text(page(title, facts, [*notes, *sections]))
@@ -148,7 +149,7 @@ def _with_prefixes(results: Mapping[str, Mapping[str, float]]) -> dict[str, floa
 
 
 def _check_models(models: Mapping[str, ConditionalEBM]) -> None:
-    support = models["model"].support if isinstance(models["model"], ConditionalEBM) else None
+    domain = models["model"].domain if isinstance(models["model"], ConditionalEBM) else None
     for name, model in models.items():
         if not isinstance(model, ConditionalEBM):
             raise ValueError(
@@ -157,8 +158,9 @@ def _check_models(models: Mapping[str, ConditionalEBM]) -> None:
             )
         if isinstance(model.support, Binary):
             raise ValueError(f"'{name}' should have gradients in x, got the support Binary. Use a Box.")
-        if type(model.support) is not type(support) or model.support.shape != support.shape:
+        if type(model.domain) is not type(domain) or model.domain.shape != domain.shape:
             raise ValueError(
-                f"'{name}' should have the support of the model, {support}, got {model.support}. Wrap its classifier: "
-                f"ConditionalEBM({name}.classifier, {name}.num_classes, model.support)."
+                f"'{name}' should have the domain of the model, {domain}, got {model.domain}. Wrap its classifier: "
+                f"ConditionalEBM({name}.classifier, {name}.num_classes, model.support, "
+                "coordinates=model.coordinates)."
             )

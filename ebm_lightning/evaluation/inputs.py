@@ -17,7 +17,7 @@ from ebm_lightning.evaluation.features import Penultimate
 from ebm_lightning.evaluation.measurements import FeatureNetwork, holds_images
 from ebm_lightning.evaluation.ood_sets import OOD_SETS, OODSet
 from ebm_lightning.modules import ConditionalEBM
-from ebm_lightning.modules.fit_initial import pass_over, seeded_globally
+from ebm_lightning.modules.training_data import pass_over, seeded_globally
 from ebm_lightning.supports import Density, Support
 from ebm_lightning.supports.density import FittedDensity
 
@@ -48,7 +48,8 @@ def initial_density(initial: Initial, model: ConditionalEBM, data: Data) -> Dens
         data.prepare_data()
         data.setup("fit")
         batches = enumerate(pass_over(data.train_dataloader()))
-        density.fit((model.checked_batch(batch, i) for i, batch in batches), model.num_classes)
+        pairs = (model.generative_batch(batch, i) for i, batch in batches)
+        density.fit(((model.coordinates(x), y) for x, y in pairs), model.num_classes)
     return density
 
 
@@ -80,7 +81,8 @@ def feature_network(features: nn.Module | None, models: Mapping[str, Conditional
     """``features``, or by default the last hidden layer of the baseline's classifier, or of the model's without one."""
     if features is not None:
         return FeatureNetwork(features, None, type(features).__name__)
-    classifier = copy.deepcopy(models.get("baseline", models["model"]).classifier)
+    network = models.get("baseline", models["model"])
+    classifier = copy.deepcopy(nn.Sequential(network.coordinates, network.classifier))
     return FeatureNetwork(Penultimate(classifier), classifier, "classifier" if "baseline" in models else "model")
 
 

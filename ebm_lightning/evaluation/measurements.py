@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +21,12 @@ from ebm_lightning.callbacks import (
 )
 from ebm_lightning.callbacks.ood_detection import ImageSource
 from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.coordinates.compose import same_space
 from ebm_lightning.evaluation.ood_sets import OODSet
 from ebm_lightning.evaluation.optional import import_optional
 from ebm_lightning.evaluation.scores import approximate_mass, log_density, max_probability, negative_entropy
-from ebm_lightning.samplers import Sampler
+from ebm_lightning.modules import ConditionalEBM
+from ebm_lightning.samplers import SGLD, Sampler
 from ebm_lightning.samplers.base import Progress
 from ebm_lightning.supports import Box, Density, Support
 
@@ -94,7 +96,8 @@ class Measurements:
 
     Arguments:
         settings: Numbers of images, steps and chains.
-        support: Domain of x.
+        support: Domain of the chains, with the reference density.
+        domain: Domain of x.
         sampler: Moves fresh chains and refines images.
         initial: Fitted distribution of the initial points of fresh chains; None for the support's reference density.
         ood_sets: Out-of-distribution sets, as for :class:`~ebm_lightning.OODDetection`.
@@ -105,6 +108,7 @@ class Measurements:
 
     settings: Settings
     support: Support
+    domain: Support
     sampler: Sampler
     initial: Density | None
     ood_sets: Mapping[str, OODSet | ImageSource]
@@ -112,8 +116,18 @@ class Measurements:
     network: FeatureNetwork
     num_levels: int | None
 
-    def callbacks(self, folder: Path) -> list[Callback]:
-        """Callbacks that measure one model. Their pictures go to ``folder``."""
+    def callbacks(self, folder: Path, model: ConditionalEBM) -> list[Callback]:
+        """Callbacks that measure ``model``. Their pictures go to ``folder``."""
+        return self._for_chains_of(model)._callbacks(folder)
+
+    def _for_chains_of(self, model: ConditionalEBM) -> "Measurements":
+        """These measurements; with the model's own sampler if its chains move in other coordinates."""
+        if same_space(model.support, self.support):
+            return self
+        sampler = getattr(model, "sampler", None) or SGLD.jem()
+        return replace(self, support=model.support, sampler=sampler, initial=None)
+
+    def _callbacks(self, folder: Path) -> list[Callback]:
         s = self.settings
         callbacks: list[Callback] = [
             Calibration(s.bins, folder),
@@ -122,7 +136,7 @@ class Measurements:
         ]
         if self.initial is not None or self.support.log_mass < math.inf:
             callbacks.append(self._sample_quality())
-            callbacks += [self._fresh_samples(folder)] if holds_images(self.support) else []
+            callbacks += [self._fresh_samples(folder)] if holds_images(self.domain) else []
         if s.refine_steps:
             progress = s.progress("refinement")
             callbacks.append(Refinement(s.refine_steps, self.sampler, s.attacked_images, s.seed, progress))
@@ -165,7 +179,7 @@ class Measurements:
             0,
             s.ais_temperatures,
             s.ais_num_chains,
-            num_levels=self.num_levels if isinstance(self.support, Box) else None,
+            num_levels=self.num_levels if isinstance(self.domain, Box) else None,
             directory=folder,
             seed=s.seed,
             progress=s.progress("annealing"),

@@ -3,18 +3,19 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from ebm_lightning.callbacks import AISLogZ
 from ebm_lightning.callbacks.base import Evaluation, Stage
 from ebm_lightning.evaluation.inputs import Data
 from ebm_lightning.evaluation.measurements import Measurements
 from ebm_lightning.evaluation.optional import import_optional
 from ebm_lightning.modules import ConditionalEBM
-from ebm_lightning.modules.fit_initial import seeded_globally
+from ebm_lightning.modules.training_data import seeded_globally
 from ebm_lightning.samplers import eval_mode
 
 LoggerName = Literal["csv", "wandb"]
@@ -35,6 +36,20 @@ class ImageCount(Evaluation):
         pass
 
 
+class Results(NamedTuple):
+    """What was found out about the models, in the order in which they were given.
+
+    Attributes:
+        metrics: Metrics of each model.
+        why: Why log Z of a model is not reliable, in one sentence. Only models to which that applies.
+        images: Number of test images.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    why: dict[str, str]
+    images: int
+
+
 def run_all(
     models: Mapping[str, ConditionalEBM],
     data: Data,
@@ -42,20 +57,24 @@ def run_all(
     folder: Path,
     logger: LoggerName,
     device: str,
-) -> tuple[dict[str, dict[str, float]], int]:
-    """The metrics of each model, in the order of ``models``, and the number of test images.
+) -> Results:
+    """Measure each model. Pictures and logs go to ``folder / name``.
 
-    Pictures and logs go to ``folder / name``. With W&B, the run of the first model is left open for the report.
+    With W&B, the run of the first model is left open for the report.
     """
-    results: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float]] = {}
+    why: dict[str, str] = {}
     count = ImageCount()
     for name in reversed(list(models)):
-        if results and logger == "wandb":
+        if metrics and logger == "wandb":
             finish_wandb()
         own_logger = make_logger(logger, folder / name, f"{folder.name}-{name}")
-        callbacks = [*measurements.callbacks(folder / name), count]
-        results[name] = run_test(models[name], data, callbacks, own_logger, device, measurements.settings.progress_bar)
-    return {name: results[name] for name in models}, count.images
+        callbacks = [*measurements.callbacks(folder / name, models[name]), count]
+        metrics[name] = run_test(models[name], data, callbacks, own_logger, device, measurements.settings.progress_bar)
+        why[name] = next((c.result.why for c in callbacks if isinstance(c, AISLogZ) and c.result is not None), "")
+    return Results(
+        {name: metrics[name] for name in models}, {name: why[name] for name in models if why[name]}, count.images
+    )
 
 
 def run_test(

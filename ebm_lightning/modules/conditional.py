@@ -11,7 +11,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ebm_lightning.chains.sampling import sample_chains, with_steps
 from ebm_lightning.checks import check_integer
+from ebm_lightning.coordinates import Coordinates
 from ebm_lightning.energies import JointEnergy
+from ebm_lightning.modules.fit_coordinates import fit_coordinates
+from ebm_lightning.modules.training_data import has_two_parts
 from ebm_lightning.resume.base import ResumableModule
 from ebm_lightning.resume.hparams import rebuild
 from ebm_lightning.rng import make_generator
@@ -19,6 +22,8 @@ from ebm_lightning.samplers import SGLD, Sampler
 from ebm_lightning.samplers.base import Progress
 from ebm_lightning.supports import Density, Euclidean, Support
 
+UNLABELED = -1
+"""Label of inputs without one, in batches of the generative terms."""
 Batch = tuple[Tensor, Tensor]
 Terms = dict[str, tuple[float, Tensor]]
 """Weight and value of each term of a loss, by its name."""
@@ -32,9 +37,9 @@ class ConditionalEBM(ResumableModule):
     .. math:: -\log p(y|x) = E(x, y) - E(x) = -f(x)[y] + \log \sum_{y'} e^{f(x)[y']}
 
     Z and the reference density cancel, so training needs no sampling. Predictions are bit-equal to the classifier's.
-    Batches are (x, y) with integer labels. A training batch may also be ``{"clf": (x, y), "gen": (x, y)}``: the second
-    pair is for the generative terms of a :class:`JEM`, and is ignored here. ``self.energy`` is the
-    :class:`~ebm_lightning.energies.JointEnergy`.
+    Batches are (x, y) with integer labels. A training batch may also be ``{"clf": (x, y), "gen": (x, y)}``, or ``"gen":
+    x`` without labels: the second part is for the generative terms of a :class:`JEM`, and is ignored here.
+    ``self.energy`` is the :class:`~ebm_lightning.energies.JointEnergy`.
 
     References:
         Grathwohl et al. 2020, sec. 3. https://arxiv.org/abs/1912.03263
@@ -42,9 +47,13 @@ class ConditionalEBM(ResumableModule):
     Arguments:
         classifier: Maps (N, *shape) to logits (N, K).
         num_classes: K, at least 2.
-        support: Domain of x, against which batches are checked; all of R^D by default.
+        support: Domain of x, against which batches are checked; all of R^D by default. With coordinates, the domain of
+            u, by default their own.
         optimizer: Makes the optimizer from the parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
         lr_scheduler: Makes the learning-rate schedule from the optimizer. It is stepped after every optimizer step.
+        coordinates: Invertible map u = T(x), such as ``Quantiles(Box(-1, 1, (1, 28, 28)), 256)``. The classifier sees u
+            and chains move in u; batches, energies, scores and samples are of x. ``fit`` fits it to the training data
+            if it is not fitted yet. One of a checkpoint is not fitted again.
 
     Raises:
         ValueError: ``num_classes`` is below 2. At the first batch: inputs outside the support, NaN, wrong shapes,
@@ -62,11 +71,13 @@ class ConditionalEBM(ResumableModule):
         *,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        coordinates: Coordinates | None = None,
     ) -> None:
         super().__init__()
         check_integer("num_classes", num_classes, at_least=2)
-        support = rebuild(support, Support, "support")
-        self.energy = JointEnergy(rebuild(classifier, nn.Module, "classifier"), support or Euclidean())
+        coordinates = rebuild(coordinates, Coordinates, "coordinates")
+        support = rebuild(support, Support, "support") or (Euclidean() if coordinates is None else coordinates.codomain)
+        self.energy = JointEnergy(rebuild(classifier, nn.Module, "classifier"), support, coordinates=coordinates)
         self.save_hyperparameters()
         self.num_classes = num_classes
         self.optimizer = rebuild(optimizer, torch.optim.Optimizer, "optimizer", partial=True)
@@ -80,11 +91,31 @@ class ConditionalEBM(ResumableModule):
 
     @property
     def support(self) -> Support:
+        """Domain of u, where chains move, with the reference density. Without coordinates that of x."""
         return self.energy.support
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """The map from x to u; the identity by default."""
+        return self.energy.coordinates
+
+    @property
+    def domain(self) -> Support:
+        """Domain of x."""
+        return self.coordinates.domain
+
+    @property
+    def chain_energy(self) -> JointEnergy:
+        """The energy of u, on ``support``, in which chains and annealing run. Without coordinates ``energy`` itself."""
+        return self.energy.in_coordinates
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (N, K)."""
-        logits: Tensor = self.energy.logits(x)
+        return self._logits(self.coordinates(x))
+
+    def _logits(self, u: Tensor) -> Tensor:
+        """Logits of points in coordinates, shape (N, K)."""
+        logits: Tensor = self.chain_energy.logits(u)
         if logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"'num_classes' should be the number of logits, got {self.num_classes} for a classifier with "
@@ -104,7 +135,7 @@ class ConditionalEBM(ResumableModule):
         batch_size: int = 250,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Final states of ``n`` new chains, shape (n, *shape), in eval mode and on the module's device.
+        """Final states of ``n`` new chains, as x, shape (n, *shape), in eval mode and on the module's device.
 
         Arguments:
             n: Number of samples.
@@ -112,13 +143,13 @@ class ConditionalEBM(ResumableModule):
             steps: Steps of each chain; by default the sampler's own number.
             sampler: Moves the chains; by default the module's, and ``SGLD.jem()`` for one without.
             initial: Fitted distribution of the initial points; by default that of the module's chains, or the support's
-                reference density. The support itself is also one.
+                reference density. The support itself is also one. With coordinates it is a distribution of u.
             generator: Source of randomness, on the module's device; seeded with 0 by default.
             batch_size: Largest number of chains to run at once.
             progress: Wraps the loop over batches, such as ``tqdm.tqdm``.
         """
-        return sample_chains(
-            self.energy,
+        u = sample_chains(
+            self.chain_energy,
             self.support,
             with_steps(sampler or getattr(self, "sampler", None) or SGLD.jem(), steps),
             n,
@@ -129,6 +160,8 @@ class ConditionalEBM(ResumableModule):
             batch_size=batch_size,
             progress=progress,
         )
+        with torch.no_grad():
+            return self.coordinates.inv(u)
 
     # The loss: override these.
 
@@ -154,8 +187,12 @@ class ConditionalEBM(ResumableModule):
 
     # Lightning's hooks.
 
-    def check_batch(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Check that x is in the support and that y holds classes.
+    def on_fit_start(self) -> None:
+        fit_coordinates(self)
+        super().on_fit_start()
+
+    def check_batch(self, x: Tensor, y: Tensor | None = None, *, unlabeled: bool = False) -> None:
+        """Check that x is in its domain and that y holds classes, or also -1 if ``unlabeled``.
 
         Every step calls it: for each batch on the CPU, but only for the first on an accelerator, which would have to
         be synchronized.
@@ -163,7 +200,7 @@ class ConditionalEBM(ResumableModule):
         Raises:
             ValueError: They are not. The message says how to fix it.
         """
-        self.support.check(x)
+        self.domain.check(x)
         if y is None:
             return
         if torch.is_floating_point(y) or y.shape != x.shape[:1]:
@@ -171,13 +208,14 @@ class ConditionalEBM(ResumableModule):
                 f"'y' should be integer labels of shape ({len(x)},), got {y.dtype} of shape {tuple(y.shape)}. "
                 "Use class indices, not one-hot or float targets."
             )
-        if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
+        least = UNLABELED if unlabeled else 0
+        if y.numel() and not least <= int(y.min()) <= int(y.max()) < self.num_classes:
             raise ValueError(
                 f"'y' should be labels from 0 to {self.num_classes - 1}, got {int(y.min())} to {int(y.max())}. "
                 "Renumber the labels or change 'num_classes'."
             )
 
-    def checked_batch(self, batch: Any, batch_idx: int) -> Batch:
+    def checked_batch(self, batch: Any, batch_idx: int, *, unlabeled: bool = False) -> Batch:
         """``batch`` as (x, y), checked by :meth:`check_batch`.
 
         Raises:
@@ -190,8 +228,22 @@ class ConditionalEBM(ResumableModule):
             )
         x, y = batch
         if x.device.type == "cpu" or batch_idx == 0:
-            self.check_batch(x, y)
+            self.check_batch(x, y, unlabeled=unlabeled)
         return x, y
+
+    def generative_batch(self, batch: Any, batch_idx: int) -> Batch:
+        """A batch of the generative terms as (x, y): inputs alone are unlabeled, with labels of -1.
+
+        Raises:
+            ValueError: x or y is wrong.
+        """
+        if isinstance(batch, list | tuple) and len(batch) == 1:
+            (batch,) = batch
+        if isinstance(batch, Tensor):
+            if batch.device.type == "cpu" or batch_idx == 0:
+                self.check_batch(batch)
+            return batch, torch.full((len(batch),), UNLABELED, device=batch.device)
+        return self.checked_batch(batch, batch_idx, unlabeled=True)
 
     def training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
         """The arguments of :meth:`loss_terms` for a training batch."""
@@ -244,8 +296,3 @@ class ConditionalEBM(ResumableModule):
             f"The loss is not finite at step {self.global_step} ({terms}). No weight was updated with it. "
             "Lower the learning rate."
         )
-
-
-def has_two_parts(batch: Any) -> bool:
-    """Whether a training batch has separate parts for the conditional and the generative terms."""
-    return isinstance(batch, dict) and batch.keys() == {"clf", "gen"}

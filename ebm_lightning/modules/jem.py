@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from ebm_lightning.chains import Chains, ReplayBuffer
 from ebm_lightning.chains.step import ChainStep
 from ebm_lightning.checks import check_number
+from ebm_lightning.coordinates import Coordinates
 from ebm_lightning.modules.conditional import (
+    UNLABELED,
     ConditionalEBM,
     LRSchedulerCallable,
     OptimizerCallable,
     Terms,
-    has_two_parts,
 )
+from ebm_lightning.modules.fit_coordinates import fit_coordinates
 from ebm_lightning.modules.fit_initial import fit_initial
 from ebm_lightning.modules.precompute_gradient import differs_in_training, precompute_gradient
+from ebm_lightning.modules.training_data import has_two_parts
 from ebm_lightning.resume.hparams import rebuild
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import SGLD, Compute, Sampler, eval_mode
@@ -42,13 +45,17 @@ class JEM(ConditionalEBM):
     energy that is trained is the one that is sampled. With gradient accumulation the sampler runs for every
     micro-batch.
 
+    With batches ``{"clf": (x, y), "gen": x}``, the second part is unlabeled and feeds -log p(x) alone. Labels of -1 in
+    it mean the same.
+
     References:
         Grathwohl et al. 2020. https://arxiv.org/abs/1912.03263
 
     Arguments:
         classifier: Maps (N, *shape) to logits (N, K).
         num_classes: K.
-        support: Domain of x and reference density; for images in [-1, 1] ``Box(-1, 1, (3, 32, 32))``.
+        support: Domain of x and reference density; for images in [-1, 1] ``Box(-1, 1, (3, 32, 32))``. With coordinates,
+            those of u, by default their own.
         sampler: Moves the chains. By default ``SGLD.jem()``, for images in [-1, 1].
         chains: Where negatives start. By default ``ReplayBuffer()``.
         conditional_weight: Weight of -log p(y|x).
@@ -68,6 +75,7 @@ class JEM(ConditionalEBM):
             ``Compute.auto()``. By default the same as for the loss, which the trainer sets.
         seed: Seed of the chains; by default PyTorch's initial seed, which ``seed_everything`` sets. Each rank has a
             separate stream.
+        coordinates: As for :class:`ConditionalEBM`: the fitted map to the u in which chains move.
 
     Raises:
         ValueError: A negative weight, all weights 0, or an error of :class:`ConditionalEBM`.
@@ -77,7 +85,7 @@ class JEM(ConditionalEBM):
         self,
         classifier: nn.Module,
         num_classes: int,
-        support: Support,
+        support: Support | None = None,
         sampler: Sampler | None = None,
         chains: Chains | None = None,
         *,
@@ -91,8 +99,13 @@ class JEM(ConditionalEBM):
         lr_scheduler: LRSchedulerCallable | None = None,
         compute: Compute | None = None,
         seed: int | None = None,
+        coordinates: Coordinates | None = None,
     ) -> None:
-        super().__init__(classifier, num_classes, support, optimizer=optimizer, lr_scheduler=lr_scheduler)
+        if support is None and coordinates is None:
+            raise ValueError("'support' should be given, such as Box(-1, 1, shape), got None without coordinates.")
+        super().__init__(
+            classifier, num_classes, support, optimizer=optimizer, lr_scheduler=lr_scheduler, coordinates=coordinates
+        )
         self.sampler: Sampler = rebuild(sampler, Sampler, "sampler") or SGLD.jem()
         self.conditional_weight = conditional_weight
         self.generative_weight = generative_weight
@@ -132,60 +145,61 @@ class JEM(ConditionalEBM):
         if self.conditional_weight and not one_pass:
             # Before the passes in eval mode: their backward reads batch-norm statistics, which this pass changes.
             clf = precompute_gradient(self.conditional_loss(self(x), y), self)
-        negative = self.negative_phase(x_gen, y_gen)  # before other graphs exist: chains need the memory
+        u = self.coordinates(x_gen)
+        negative = self.negative_phase(u, y_gen)  # before other graphs exist: chains need the memory
         with nullcontext() if one_pass else eval_mode(self.energy):
-            logits = self(x_gen)
-        gen = self.positive_phase(logits, x_gen, y_gen) + negative
+            logits = self._logits(u)
+        gen = self.positive_phase(logits, u, y_gen) + negative
         if self.conditional_weight and one_pass:
             clf = self.conditional_loss(logits, y)
         return ({} if clf is None else {"clf": (self.conditional_weight, clf)}) | {"gen": (1.0, gen)}
 
-    def positive_phase(self, logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def positive_phase(self, logits: Tensor, u: Tensor, y: Tensor) -> Tensor:
         """Weighted energies of the data, mean over the batch: what training lowers.
 
         Arguments:
             logits: Logits of the data in eval mode, shape (N, K).
-            x: The data, shape (N, *shape).
+            u: The data in coordinates, shape (N, *shape): x itself by default.
             y: Labels, shape (N,).
         """
-        energy = self.energy.from_logits(logits, x)
+        energy = self.chain_energy.from_logits(logits, u)
         loss = self.generative_weight * energy.mean() + len(self.running_chains()) * self._l2(logits)
         if self.joint_weight or self.class_conditional_weight:
-            energy_y = self.energy.from_logits(logits, x, y)
+            energy_y = self.chain_energy.from_logits(logits, u, y)
             loss = loss + (self.joint_weight + self.class_conditional_weight) * energy_y.mean()
             energy = energy_y if self.class_conditional_weight else energy
         if self.chain_step is not None:
             self.chain_step.energy_pos = energy.detach().mean()
         return loss
 
-    def negative_phase(self, x: Tensor, y: Tensor) -> Tensor:
+    def negative_phase(self, u: Tensor, y: Tensor) -> Tensor:
         """Minus the weighted energies of the negatives, mean over the batch: training raises these energies.
 
         Arguments:
-            x: The data, shape (N, *shape); one chain moves for each row.
+            u: The data in coordinates, shape (N, *shape); one chain moves for each row.
             y: Labels, shape (N,), for chains of p(x|y).
         """
-        loss = x.new_zeros(())
+        loss = u.new_zeros(())
         if self.generative_weight or self.joint_weight:
-            loss = loss + self._negative_phase(self.negatives(x), None, self.generative_weight + self.joint_weight)
+            loss = loss + self._negative_phase(self.negatives(u), None, self.generative_weight + self.joint_weight)
         if self.class_conditional_weight:
-            loss = loss + self._negative_phase(self.negatives(x, y), y, self.class_conditional_weight)
+            loss = loss + self._negative_phase(self.negatives(u, y), y, self.class_conditional_weight)
         return loss
 
-    def negatives(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """One negative for each row of ``x``, detached: from p(x), or from p(x|y) if ``y`` is given."""
+    def negatives(self, u: Tensor, y: Tensor | None = None) -> Tensor:
+        """One negative for each row of ``u``, in coordinates, detached: from p(u), or from p(u|y) if ``y`` is given."""
         chains = self.chains if y is None else self.class_chains
-        energy = self.energy if y is None else functools.partial(self.energy, y=y)
-        start, index = chains.draw(len(x), y, self.generator, data=x)
+        energy = self.chain_energy if y is None else functools.partial(self.chain_energy, y=y)
+        start, index = chains.draw(len(u), y, self.generator, data=u)
         state = self.sampler.run(energy, start, support=self.support, generator=self.generator, compute=self.compute)
         chains.store(index, state.x)
         self.chain_step = ChainStep(chains, index, state)
         return state.x
 
-    def _negative_phase(self, x_neg: Tensor, y: Tensor | None, weight: float) -> Tensor:
+    def _negative_phase(self, u_neg: Tensor, y: Tensor | None, weight: float) -> Tensor:
         with eval_mode(self.energy):
-            logits = self.energy.logits(x_neg)
-        energy = self.energy.from_logits(logits, x_neg, y)
+            logits = self.chain_energy.logits(u_neg)
+        energy = self.chain_energy.from_logits(logits, u_neg, y)
         if self.chain_step is not None:
             self.chain_step.energy_neg = energy.detach().mean()
         return precompute_gradient(self._l2(logits) - weight * energy.mean(), self.energy)
@@ -229,8 +243,18 @@ class JEM(ConditionalEBM):
             x, y = self.checked_batch(batch, batch_idx)
             return self._noisy(x), y
         x, y = self.checked_batch(batch["clf"], batch_idx)
-        x_gen, y_gen = self.checked_batch(batch["gen"], batch_idx)
+        x_gen, y_gen = self.generative_batch(batch["gen"], batch_idx)
+        self._check_labels(y_gen, batch_idx)
         return x, y, self._noisy(x_gen), y_gen
+
+    def _check_labels(self, y: Tensor, batch_idx: int) -> None:
+        labels_needed = self.joint_weight or self.class_conditional_weight
+        if labels_needed and (y.device.type == "cpu" or batch_idx == 0) and (y == UNLABELED).any():
+            raise ValueError(
+                "'joint_weight' and 'class_conditional_weight' should be 0 for batches with unlabeled data, got "
+                f"{self.joint_weight} and {self.class_conditional_weight}. Only log p(x) needs no labels: set "
+                "'generative_weight'."
+            )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -242,6 +266,7 @@ class JEM(ConditionalEBM):
 
     def on_fit_start(self) -> None:
         if self.generator is None:
+            fit_coordinates(self)
             fit_initial(self)
             self.start_chains()
         super().on_fit_start()
@@ -253,7 +278,7 @@ class JEM(ConditionalEBM):
         if not self.data_noise:
             return x
         noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-        return self.support.reflect(x + self.data_noise * noise)
+        return self.domain.reflect(x + self.data_noise * noise)
 
     def _make_generator(self, *stream: str | int) -> torch.Generator:
         """This rank's generator for the stream of that name."""

@@ -49,7 +49,7 @@ class SADAJEM(JEM):
         self,
         classifier: nn.Module,
         num_classes: int,
-        support: Support,
+        support: Support | None = None,
         sampler: Sampler | None = None,
         chains: Chains | None = None,
         *,
@@ -64,13 +64,13 @@ class SADAJEM(JEM):
         self._negatives: dict[bool, Tensor] | None = None
         self._saved_weights: SavedWeights = []
 
-    def negatives(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def negatives(self, u: Tensor, y: Tensor | None = None) -> Tensor:
         """As for :class:`JEM`, but the second pass of a step reuses those of the first."""
         if self._negatives is None:
-            return super().negatives(x, y)
+            return super().negatives(u, y)
         marginal = y is None
         if marginal not in self._negatives:
-            self._negatives[marginal] = super().negatives(x, y)
+            self._negatives[marginal] = super().negatives(u, y)
         return self._negatives[marginal]
 
     def compute_loss(self, *batch: Tensor) -> tuple[Tensor, Terms]:

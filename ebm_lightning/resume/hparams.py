@@ -35,7 +35,7 @@ def describe(value: Any) -> Any:
         return describe(torch.from_numpy(value))
     if isinstance(value, torch.Tensor):
         return value.tolist() if value.numel() <= SHORT else value.detach().cpu()
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | nn.ModuleList):
         return [describe(v) for v in value]
     if isinstance(value, dict):
         return {str(k): describe(v) for k, v in value.items()}
@@ -118,10 +118,15 @@ def rebuild(value: Any, kind: type | tuple[type, ...], argument: str, *, partial
             f"{wanted}. Pass it, as in 'load_from_checkpoint(path, {argument}=...)'."
         )
     arguments = {
-        name: rebuild(inner, _named_kinds(cls, name), argument) if isinstance(inner, dict) else inner
-        for name, inner in value["init_args"].items()
+        name: _rebuild_nested(inner, _named_kinds(cls, name), argument) for name, inner in value["init_args"].items()
     }
     return functools.partial(cls, **arguments) if partial else cls(**arguments)
+
+
+def _rebuild_nested(value: Any, kinds: tuple[type, ...], argument: str) -> Any:
+    if isinstance(value, list):
+        return [_rebuild_nested(inner, kinds, argument) for inner in value]
+    return rebuild(value, kinds, argument)
 
 
 def _named_kinds(cls: type, argument: str) -> tuple[type, ...]:

@@ -6,6 +6,7 @@
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
 
 
 def train_dataloader(trainer: L.Trainer) -> Any:
@@ -29,3 +30,9 @@ def callbacks(trainer: L.Trainer) -> list[L.Callback]:
     """The trainer's callbacks. A connector sets this public attribute in a way that type checkers do not see."""
     found: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return found
+
+
+def averaged_modules(trainer: L.Trainer) -> list[Any]:
+    """The copies of the module that callbacks average weights in."""
+    averages = [c._average_model for c in callbacks(trainer) if isinstance(c, WeightAveraging)]
+    return [average.module for average in averages if average is not None]

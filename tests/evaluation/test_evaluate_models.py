@@ -5,6 +5,7 @@ eval mode or attached to the trainer of the evaluation, a global random state th
 without their prefix, samples and log Z on a support of infinite mass.
 """
 
+import html
 import json
 import re
 import sys
@@ -62,6 +63,16 @@ def test_the_report_is_self_contained(evaluated):
     assert "Evaluation of JEM" in text
     assert "Model: JEM of MLP with 1,571 parameters. Baseline: ConditionalEBM of MLP" in text
     assert "NETWORKS DIFFER" not in text
+
+
+def test_the_report_says_why_log_z_is_not_reliable(evaluated):
+    """20 chains are too few."""
+    folder, metrics = evaluated
+    text = html.unescape((folder / "report.html").read_text())
+    for name, prefix in (("model", ""), ("baseline", "baseline/")):
+        assert metrics[f"{prefix}ais/reliable"] == 0
+        reason = "The weights are worth .* independent chains, .*: raise 'temperatures' or 'num_chains'."
+        assert re.search(f"Log Z of '{name}' is not reliable. {reason}", text)
 
 
 def test_metrics_agree_with_direct_computation(evaluated, tmp_path):
@@ -159,7 +170,7 @@ def test_networks_that_differ_are_stated(tmp_path):
         ({"initial": "data"}, "'initial' should be 'model', 'reference' or a Density, got 'data'"),
         ({"logger": "tensorboard"}, "'logger' should be 'csv' or 'wandb', got 'tensorboard'"),
         ({"baseline": nn.Linear(192, 3)}, "'baseline' should be a JEM or a ConditionalEBM, got Linear"),
-        ({"baseline": ConditionalEBM(MLP(192, 3), 3)}, r"'baseline' should have the support of the model, Box\("),
+        ({"baseline": ConditionalEBM(MLP(192, 3), 3)}, r"'baseline' should have the domain of the model, Box\("),
         ({"model": ConditionalEBM(MLP(4, 3), 3, Binary((4,)))}, "'model' should have gradients in x, got .* Binary"),
     ],
 )

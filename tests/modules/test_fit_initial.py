@@ -22,7 +22,7 @@ from ebm_lightning import JEM, ClassificationRBM
 from ebm_lightning.chains import ReplayBuffer
 from ebm_lightning.chains.initial import ClassGaussians
 from ebm_lightning.data import Rings, resumable_loader
-from ebm_lightning.modules.fit_initial import seeded_globally, training_batches
+from ebm_lightning.modules.training_data import seeded_globally, training_batches
 from ebm_lightning.supports import Box, Density, Gaussian
 from tests.helpers import batches, jem, trainer
 from tests.resume.runs import final, noisy, same

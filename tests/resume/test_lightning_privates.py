@@ -9,13 +9,14 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch import cli
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 import ebm_lightning
 from ebm_lightning import ConditionalEBM
 from ebm_lightning.data import resumable_loader
 from ebm_lightning.networks import MLP
 from ebm_lightning.resume import loop_counters
+from ebm_lightning.resume.lightning_internals import averaged_modules
 from tests.helpers import batches, trainer
 
 PACKAGE = Path(ebm_lightning.__file__).parent
@@ -47,6 +48,15 @@ def test_the_trainer_has(path, purpose, tmp_path):
     for name in path.split("."):
         assert hasattr(value, name), missing(f"trainer.{path}", purpose)
         value = getattr(value, name)
+
+
+def test_weight_averaging_has_a_copy_of_the_module(tmp_path):
+    averaging = EMAWeightAveraging()
+    assert hasattr(averaging, "_average_model"), missing("WeightAveraging._average_model", "the fit of coordinates")
+    net = MLP(4, 3)
+    runner = trainer(tmp_path, callbacks=[averaging])
+    averaging.setup(runner, ConditionalEBM(net, 3), "fit")
+    assert isinstance(averaged_modules(runner)[0], ConditionalEBM)
 
 
 def test_the_check_for_a_validation_takes_the_data_fetcher(tmp_path):

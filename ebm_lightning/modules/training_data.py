@@ -1,0 +1,79 @@
+"""The training data in one fixed order, for fits that precede training.
+
+A fit must not depend on the seed, the epoch or what was read before, or a resumed run would differ from an
+uninterrupted one. A pass therefore reads the dataset in its original order and under a fixed seed.
+"""
+
+import copy
+import random
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from ebm_lightning.resume.lightning_internals import train_dataloader
+
+
+def has_two_parts(batch: Any) -> bool:
+    """Whether a training batch has separate parts for the conditional and the generative terms."""
+    return isinstance(batch, dict) and batch.keys() == {"clf", "gen"}
+
+
+@contextmanager
+def seeded_globally(seed: int) -> Iterator[None]:
+    """Seed the global random states of PyTorch, Python and NumPy, and restore the previous states on exit."""
+    with isolate_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        yield
+
+
+def training_batches(trainer: L.Trainer) -> Iterable[Any]:
+    """This rank's part of the training data, in an order that depends on the dataset only.
+
+    A data module, or a LightningModule with ``train_dataloader``, is asked for another loader. Of a loader that was
+    passed to ``fit`` only the dataset is read. If batches have two parts, this is the loader of the generative terms.
+    """
+    return pass_over(train_dataloader(trainer), trainer.global_rank, trainer.world_size)
+
+
+def pass_over(loader: Any, rank: int = 0, world_size: int = 1) -> Iterable[Any]:
+    """This rank's part of the data of ``loader``, in batches and in the order of the dataset.
+
+    Anything but a DataLoader of a map-style dataset is returned unchanged, so that each rank reads all of it.
+    """
+    loader = loader.iterables if isinstance(loader, CombinedLoader) else loader
+    loader = loader["gen"] if has_two_parts(loader) else loader
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    return DataLoader(
+        loader.dataset,
+        # Without a batch sampler, the items of the dataset are batches.
+        batch_size=None if loader.batch_sampler is None else loader.batch_size or 256,
+        sampler=_indices(loader, rank, world_size),
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _indices(loader: DataLoader[Any], rank: int, world_size: int) -> list[int]:
+    """The sorted indices that this rank reads: every ``world_size``-th, or those that a user-defined sampler yields."""
+    sampler = loader.sampler
+    if isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler):
+        return list(range(rank, len(cast(Sized, loader.dataset)), world_size))
+    generator = getattr(sampler, "generator", None)
+    state = None if generator is None else generator.get_state()
+    indices = sorted(copy.copy(sampler))
+    if generator is not None:
+        generator.set_state(state)
+    return indices
