@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         MALA as MALA,
         PYLD as PYLD,
         SGLD as SGLD,
+        Adaptation as Adaptation,
         BlockGibbs as BlockGibbs,
         Compute as Compute,
         Sampler as Sampler,
@@ -100,7 +101,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "evaluation": ("PGD", "evaluate"),
         "modules": ("JEM", "SADAJEM", "ClassificationRBM", "ConditionalEBM"),
         "partition": ("LogZ", "Normal", "ais", "exact_log_z", "reverse_ais"),
-        "samplers": ("GHMC", "HMC", "MALA", "PYLD", "SGLD", "BlockGibbs", "Compute", "Sampler"),
+        "samplers": ("Adaptation", "GHMC", "HMC", "MALA", "PYLD", "SGLD", "BlockGibbs", "Compute", "Sampler"),
         "supports": ("Binary", "Box", "Density", "Euclidean", "Gaussian", "Support"),
     },
 )

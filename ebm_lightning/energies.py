@@ -3,6 +3,7 @@
 An energy is a callable (N, *shape) -> (N,). It is -log p(x) up to the constant log Z, so lower means likelier.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,6 +139,17 @@ class JointEnergy(nn.Module):
             with self.head_in_float32():
                 logits = self.classifier(x)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def in_coordinates(energy: Energy) -> Energy:
+    """The energy of u, for a :class:`JointEnergy` with coordinates or a ``functools.partial`` of one; else ``energy``.
+
+    log Z is the same in x and in u, but only in u does the energy fit the support of the model.
+    """
+    if isinstance(energy, functools.partial):
+        inner = in_coordinates(energy.func)
+        return energy if inner is energy.func else functools.partial(inner, *energy.args, **energy.keywords)
+    return energy.in_coordinates if isinstance(energy, JointEnergy) else energy
 
 
 def check_energies(energy: Any, x: Tensor) -> None:

@@ -27,7 +27,9 @@ class ChainDiagnostics(L.Callback):
     - ``chains/duplicates``: fraction of the batch's chains that equal another one. It should be 0.
     - ``chains/age_mean``, ``chains/age_max``: sampler calls since a chain of the replay buffer was last reinitialized.
     - ``chains/acceptance``: acceptance rate of an exact kernel's last step.
-    - ``chains/step_size``: step size of the sampler, which :class:`DivergenceGuard` may reduce.
+    - ``chains/step_size``: step size of the sampler, which an :class:`~ebm_lightning.Adaptation` changes and
+      :class:`DivergenceGuard` may reduce.
+    - ``chains/repeats``: how often an :class:`~ebm_lightning.Adaptation` ran chains again that were behind.
 
     All values come from the training step; no energy is evaluated for them.
 
@@ -66,6 +68,8 @@ def chain_metrics(module: JEM, step: ChainStep) -> dict[str, Tensor | float]:
         metrics["at_wall"] = at_wall(state.x, module.support)
     if state.accepted is not None:
         metrics["acceptance"] = state.accepted.float().mean()
+    if module.adaptation is not None:
+        metrics["repeats"] = float(step.repeats)
     if isinstance(step.chains, ReplayBuffer):
         age = step.chains.age.float()
         metrics |= {"age_mean": age.mean(), "age_max": age.max()}

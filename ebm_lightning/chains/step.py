@@ -18,6 +18,7 @@ class ChainStep:
         chains: Source of the initial points.
         index: Slots of the chains in ``chains``, shape (N,). None without slots.
         state: Final state of the sampler. ``state.x`` contains the negatives.
+        repeats: How often an :class:`~ebm_lightning.Adaptation` ran the chains again.
         energy_neg: Mean energy of the negatives, in nats. None before the loss is computed.
         energy_pos: Mean energy of the data, in nats. None before the loss is computed.
     """
@@ -25,6 +26,7 @@ class ChainStep:
     chains: Chains
     index: Tensor | None
     state: State
+    repeats: int = 0
     energy_neg: Tensor | None = None
     energy_pos: Tensor | None = None
 

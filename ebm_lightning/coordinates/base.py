@@ -16,8 +16,8 @@ class Coordinates(nn.Module, ABC):
     .. math:: q(x) = q_u(T(x)) \left| \det \frac{dT}{dx} \right|
 
     The method names are those of :class:`torch.distributions.transforms.Transform`. Tables and matrices are buffers in
-    float64, also after ``.half()``; they are part of the state dictionary. ``Trainer.fit`` fits coordinates that are
-    not fitted yet to the training data, once, and never those of a checkpoint.
+    float64; they are part of the state dictionary. ``.half()`` does not make coordinates less precise. ``Trainer.fit``
+    fits coordinates that are not fitted yet to the training data, once, and never those of a checkpoint.
 
     Attributes:
         domain: Where x is.
@@ -76,14 +76,8 @@ class Coordinates(nn.Module, ABC):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "Coordinates":
-        """Move the tables to another device, but keep float64: in bfloat16 a cumulative sum is meaningless."""
-        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
-        for name, buffer in exact.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype != buffer.dtype and moved.device.type != "mps":
-                self._buffers[name] = buffer.to(moved.device)
-        return self
+        """Move the numbers to another device, but keep their precision: a cumulative sum in bfloat16 is meaningless."""
+        return super()._apply(lambda tensor: _at_least_as_precise(fn(tensor), tensor), *args, **kwargs)
 
 
 class Identity(Coordinates):
@@ -115,7 +109,7 @@ class Identity(Coordinates):
 
 
 class _Checked:
-    """Batches on the CPU, checked against the domain. Can be read as often as the batches themselves."""
+    """Batches, checked against the domain, without empty ones. Can be read as often as the batches themselves."""
 
     def __init__(self, coordinates: Coordinates, batches: Iterable[Tensor]) -> None:
         self.coordinates = coordinates
@@ -126,9 +120,17 @@ class _Checked:
         for x in self.batches:
             self.coordinates.domain.check(x)
             rows += len(x)
-            yield x.detach()
+            if len(x):
+                yield x.detach()
         if not rows:
             raise ValueError(
                 "'batches' should hold training data, got none. A generator can be read only once: pass a list of "
                 "batches or a DataLoader."
             )
+
+
+def _at_least_as_precise(moved: Tensor, tensor: Tensor) -> Tensor:
+    """``moved``, or ``tensor`` on the device of ``moved`` if a conversion has made it less precise."""
+    if moved.is_floating_point() and moved.element_size() < tensor.element_size():
+        return tensor.to(moved.device)
+    return moved

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm_lightning.coordinates.base import Coordinates
-from ebm_lightning.supports import Box, Support
+from ebm_lightning.supports import Binary, Box, Support
 
 
 class Compose(Coordinates):
@@ -90,9 +90,10 @@ class _Mapped:
 
 
 def same_space(one: Support, other: Support) -> bool:
-    """Whether two supports are the same set: boxes with equal walls, or both R^D, of one shape."""
+    """Whether two supports are the same set: boxes with equal walls, or both R^D, or both binary, of one shape."""
     if None not in (one.shape, other.shape) and one.shape != other.shape:
         return False
     if isinstance(one, Box) and isinstance(other, Box):
         return (one.low, one.high) == (other.low, other.high)
-    return not isinstance(one, Box) and not isinstance(other, Box)
+    kinds = [Box if isinstance(s, Box) else Binary if isinstance(s, Binary) else None for s in (one, other)]
+    return kinds[0] is kinds[1]

@@ -62,7 +62,8 @@ class Flow(Coordinates):
 
     def inv(self, u: Tensor) -> Tensor:
         self.check_fitted()
-        rows = self._transform().inv(self._rows(u))
+        with torch.autocast(u.device.type, enabled=False):
+            rows = self._transform().inv(self._rows(u))
         return rows.reshape(u.shape).to(u.dtype)
 
     def log_abs_det_jacobian(self, x: Tensor, u: Tensor) -> Tensor:
@@ -71,20 +72,12 @@ class Flow(Coordinates):
 
     def fit_batches(self, batches: Iterable[Tensor]) -> None:
         self.flow.requires_grad_(True).train()
-        optimizer = torch.optim.Adam(self.flow.parameters(), self.learning_rate)
-        with torch.enable_grad():
-            for _ in range(self.epochs):
-                for x in batches:
-                    loss = -self.flow().log_prob(self._rows(x)).mean()
-                    if not torch.isfinite(loss):
-                        raise ValueError(
-                            f"'learning_rate' should be lower, got {self.learning_rate:g}: the loss of the flow is "
-                            f"{loss.item()}."
-                        )
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-        self.flow.requires_grad_(False).eval()
+        try:
+            with torch.enable_grad():
+                self._maximize_likelihood(batches)
+        finally:
+            # Without gradients: an optimizer of the model, which has these weights too, would apply them.
+            self.flow.requires_grad_(False).eval().zero_grad()
         self.is_trained.fill_(1.0)
 
     def train(self, mode: bool = True) -> "Flow":
@@ -93,8 +86,24 @@ class Flow(Coordinates):
         self.flow.eval()
         return self
 
+    def _maximize_likelihood(self, batches: Iterable[Tensor]) -> None:
+        optimizer = torch.optim.Adam(self.flow.parameters(), self.learning_rate)
+        for _ in range(self.epochs):
+            for x in batches:
+                with torch.autocast(x.device.type, enabled=False):
+                    loss = -self.flow().log_prob(self._rows(x)).mean()
+                if not torch.isfinite(loss):
+                    raise ValueError(
+                        f"'learning_rate' should be lower, got {self.learning_rate:g}: the loss of the flow is "
+                        f"{loss.item()}."
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
     def _with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows, log_det = self._transform().call_and_ladj(self._rows(x))
+        with torch.autocast(x.device.type, enabled=False):
+            rows, log_det = self._transform().call_and_ladj(self._rows(x))
         return rows.reshape(x.shape).to(x.dtype), log_det
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -107,8 +116,14 @@ class Flow(Coordinates):
     def _check_flow(self) -> None:
         rows = self._rows(torch.zeros(2, *self.shape))
         distribution = self.flow()
-        if not hasattr(distribution, "transform") or tuple(distribution.event_shape) != rows.shape[1:]:
+        events = tuple(getattr(distribution, "event_shape", ()))
+        if not hasattr(distribution, "transform") or events != rows.shape[1:]:
             raise ValueError(
                 f"'flow' should be an unconditional flow over {rows.shape[1]} components, got "
-                f"{type(self.flow).__name__} over {tuple(getattr(distribution, 'event_shape', ()))}. Use such as zuko.flows.NSF({rows.shape[1]})."
+                f"{type(self.flow).__name__} over {events}. Use one such as zuko.flows.NSF({rows.shape[1]})."
+            )
+        if not torch.allclose(distribution.base.log_prob(rows).double(), self.codomain.log_prob(rows.double())):
+            raise ValueError(
+                f"'flow' should have a standard normal base, got {distribution.base}. Use one such as "
+                f"zuko.flows.NSF({rows.shape[1]})."
             )

@@ -37,9 +37,9 @@ class ConditionalEBM(ResumableModule):
     .. math:: -\log p(y|x) = E(x, y) - E(x) = -f(x)[y] + \log \sum_{y'} e^{f(x)[y']}
 
     Z and the reference density cancel, so training needs no sampling. Predictions are bit-equal to the classifier's.
-    Batches are (x, y) with integer labels. A training batch may also be ``{"clf": (x, y), "gen": (x, y)}``, or ``"gen":
-    x`` without labels: the second part is for the generative terms of a :class:`JEM`, and is ignored here.
-    ``self.energy`` is the :class:`~ebm_lightning.energies.JointEnergy`.
+    Batches are (x, y) with integer labels. A training batch may also be ``{"clf": (x, y), "gen": x}``, or with labels
+    in the second part, which is for the generative terms of a :class:`JEM` and is ignored here. ``self.energy`` is the
+    :class:`~ebm_lightning.energies.JointEnergy`.
 
     References:
         Grathwohl et al. 2020, sec. 3. https://arxiv.org/abs/1912.03263

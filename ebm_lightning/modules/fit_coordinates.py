@@ -12,9 +12,9 @@ from ebm_lightning.resume.lightning_internals import averaged_modules, train_dat
 def fit_coordinates(module: Any) -> None:
     """Fit the module's coordinates to the training data, unless they are fitted or were loaded from a checkpoint.
 
-    Every rank reads all the data, in the order of the data set and under one seed, and then takes the fit of rank 0, so all
-    ranks have the same. With several ranks this is a collective operation. Global random states are restored. Models
-    that average weights get the fit too.
+    Every rank reads all the data, in the order of the data set and under one seed, and then takes the fit of rank 0, so
+    all ranks have the same. With several ranks this is a collective operation. Global random states are restored.
+    Models that average weights get the fit too.
 
     Raises:
         ValueError: A batch is invalid, or there is too little data.

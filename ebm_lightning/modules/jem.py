@@ -26,7 +26,7 @@ from ebm_lightning.modules.precompute_gradient import differs_in_training, preco
 from ebm_lightning.modules.training_data import has_two_parts
 from ebm_lightning.resume.hparams import rebuild
 from ebm_lightning.rng import make_generator
-from ebm_lightning.samplers import SGLD, Compute, Sampler, eval_mode
+from ebm_lightning.samplers import SGLD, Adaptation, Compute, Sampler, State, eval_mode
 from ebm_lightning.supports import Support
 
 
@@ -76,10 +76,13 @@ class JEM(ConditionalEBM):
         seed: Seed of the chains; by default PyTorch's initial seed, which ``seed_everything`` sets. Each rank has a
             separate stream.
         coordinates: As for :class:`ConditionalEBM`: the fitted map to the u in which chains move.
+        adaptation: Adapts the step size of MALA or HMC to an acceptance rate, and runs chains longer that are behind.
 
     Raises:
         ValueError: A negative weight, all weights 0, or an error of :class:`ConditionalEBM`.
     """
+
+    step_scale: Tensor | None
 
     def __init__(
         self,
@@ -100,13 +103,16 @@ class JEM(ConditionalEBM):
         compute: Compute | None = None,
         seed: int | None = None,
         coordinates: Coordinates | None = None,
+        adaptation: Adaptation | None = None,
     ) -> None:
         if support is None and coordinates is None:
             raise ValueError("'support' should be given, such as Box(-1, 1, shape), got None without coordinates.")
         super().__init__(
             classifier, num_classes, support, optimizer=optimizer, lr_scheduler=lr_scheduler, coordinates=coordinates
         )
-        self.sampler: Sampler = rebuild(sampler, Sampler, "sampler") or SGLD.jem()
+        self.adaptation: Adaptation | None = rebuild(adaptation, Adaptation, "adaptation")
+        self.register_buffer("step_scale", None if self.adaptation is None else torch.ones((), dtype=torch.float64))
+        self._sampler: Sampler = rebuild(sampler, Sampler, "sampler") or SGLD.jem()
         self.conditional_weight = conditional_weight
         self.generative_weight = generative_weight
         self.joint_weight = joint_weight
@@ -120,6 +126,17 @@ class JEM(ConditionalEBM):
         self.compute: Compute | None = rebuild(compute, Compute, "compute")
         self.seed = seed
         self.chain_step: ChainStep | None = None  # what the last training step did with its chains
+
+    @property
+    def sampler(self) -> Sampler:
+        """Moves the chains; with the adapted step size. Setting it ends what was adapted."""
+        return self._sampler if self.step_scale is None else self._sampler.scale_step(float(self.step_scale))
+
+    @sampler.setter
+    def sampler(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        if self.step_scale is not None:
+            self.step_scale.fill_(1.0)
 
     # The loss, from top to bottom: override any of these.
 
@@ -191,9 +208,17 @@ class JEM(ConditionalEBM):
         chains = self.chains if y is None else self.class_chains
         energy = self.chain_energy if y is None else functools.partial(self.chain_energy, y=y)
         start, index = chains.draw(len(u), y, self.generator, data=u)
-        state = self.sampler.run(energy, start, support=self.support, generator=self.generator, compute=self.compute)
+
+        def run(x: Tensor) -> State:
+            return self.sampler.run(energy, x, support=self.support, generator=self.generator, compute=self.compute)
+
+        state, repeats = run(start), 0
+        if self.adaptation is not None and self.step_scale is not None:
+            limit = self.adaptation.limit(energy, u)
+            state, factor, repeats = self.adaptation.follow(run, state, limit)
+            self.step_scale.mul_(factor)
         chains.store(index, state.x)
-        self.chain_step = ChainStep(chains, index, state)
+        self.chain_step = ChainStep(chains, index, state, repeats)
         return state.x
 
     def _negative_phase(self, u_neg: Tensor, y: Tensor | None, weight: float) -> Tensor:
@@ -234,7 +259,7 @@ class JEM(ConditionalEBM):
         if self.chain_step is not None:
             self.chain_step.chains.reinitialize(self.chain_step.index, self.generator)
         if factor != 1:
-            self.sampler = self.sampler.scale_step(factor)
+            self._sampler = self._sampler.scale_step(factor)
 
     # Lightning's hooks.
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ebm_lightning.energies import Energy, JointEnergy
+from ebm_lightning.energies import Energy, JointEnergy, in_coordinates
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule
 from ebm_lightning.partition.energy_checks import checked_arguments, rounding_error
 from ebm_lightning.partition.evidence import with_evidence
@@ -64,7 +64,8 @@ def ais(
         Del Moral, Doucet & Jasra, Sequential Monte Carlo samplers, 2006, for ``resample``.
 
     Arguments:
-        energy: Maps (N, *shape) to (N,), including the reference density. A JointEnergy also gives log Z_y.
+        energy: Maps (N, *shape) to (N,), including the reference density. A JointEnergy also gives log Z_y; with
+            coordinates, annealing runs in u, where Z is the same, and ``support``, ``proposal`` and ``data`` are of u.
         support: Domain of the energy.
         proposal: q_0: any :class:`~ebm_lightning.supports.Density` on the same domain; by default the support's
             reference density; "data" for a mixture of normals fitted to ``data`` and the reference density. Required on
@@ -78,7 +79,8 @@ def ais(
         chunk_size: Largest number of chains to run at once; bounds the memory.
         generator: Its seed starts the streams of the islands, its device is where chains run.
         seed: Seed of the streams, in place of the generator's.
-        progress: Wraps this process's loop over the temperatures of its islands, such as ``tqdm.tqdm``.
+        progress: Wraps the loop over the stages of each pilot run, which mostly ends before its limit, and then this
+            process's loop over the temperatures of its islands. For example ``tqdm.tqdm``.
         data: Points in the regions where the model should have its mass, such as a few hundred training data, shape (N,
             *shape). The mass there is compared with the estimate, see ``docs/log_z.md``.
         labels: Their classes, shape (N,).
@@ -89,7 +91,7 @@ def ais(
         ValueError: Infinite mass and no proposal, a proposal on another domain, fewer than 2 chains per island, no
             temperatures, or an energy that is not finite.
     """
-    ranks = ranks or OneProcess()
+    ranks, energy = ranks or OneProcess(), in_coordinates(energy)
     start, checks = checked_arguments(
         energy,
         support,
@@ -119,7 +121,7 @@ def ais(
     if not integral.finite:
         evaluations = integral.gradient_evaluations
         return LogZ(math.nan, math.nan, 0.0, integrable=False, why=integral.why, gradient_evaluations=evaluations)
-    path = ranks.broadcast(tune_path(annealing, temperatures, schedule, seed, device))
+    path = ranks.broadcast(tune_path(annealing, temperatures, schedule, seed, device, progress))
 
     def run(number: int, n: int, progress_iter: Iterator[int]) -> Island:
         return anneal(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.checks import check_number
-from ebm_lightning.energies import Energy
+from ebm_lightning.energies import Energy, in_coordinates
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule
 from ebm_lightning.partition.energy_checks import checked_arguments
 from ebm_lightning.partition.integrable import integrable
@@ -58,6 +58,7 @@ def reverse_ais(
         ValueError: Samples outside the support, a support that is not that of the energy, infinite mass and no
             proposal, a proposal on another domain, or no temperatures.
     """
+    energy = in_coordinates(energy)
     start, checks = checked_arguments(
         energy,
         support,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm_lightning.checks import check_integer, check_number
-from ebm_lightning.energies import Energy, GaussianEnergy, JointEnergy, MixtureLogits
+from ebm_lightning.energies import Energy, GaussianEnergy, JointEnergy, MixtureLogits, in_coordinates
 from ebm_lightning.partition.adaptive_quadrature import MAX_POINTS, TOLERANCE, Integral, integrate
 from ebm_lightning.partition.domains import agree, checked_support, is_flat
 from ebm_lightning.partition.enumeration import binary_states, rbm_class_log_z
@@ -35,6 +35,7 @@ def exact_log_z(energy: Energy, support: Support) -> LogZ:
     Raises:
         ValueError: The energy is not one of these, its support is another one, or it is NaN.
     """
+    energy = in_coordinates(energy)
     checked_support(energy, support)
     if isinstance(energy, JointEnergy):
         per_class = _closed_form(energy)
@@ -171,6 +172,7 @@ def _by_quadrature(energy: Energy, support: Box) -> LogZ:
 def _integrated(energy: Energy, support: Box, *arguments: Any) -> Integral:
     """:func:`integrate` in eval mode, on a box where the density is not 0 everywhere."""
     check_grid(support)
+    energy = in_coordinates(energy)
     with eval_mode(energy):
         result = integrate(energy, support, *arguments)
     if (result.log_z == -math.inf).all():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import hessian, vmap
 
-from ebm_lightning.energies import Energy
+from ebm_lightning.energies import Energy, in_coordinates
 from ebm_lightning.partition.domains import checked_support
 from ebm_lightning.partition.log_z import LogZ
 from ebm_lightning.rng import make_generator
@@ -57,6 +57,7 @@ def laplace_log_z(
         ValueError: The support is not that of the energy. A mode lies on the wall of a box, its Hessian is not positive
             definite, because the energy is flat or the descent has not converged, or its Gaussian does not fit.
     """
+    energy = in_coordinates(energy)
     checked_support(energy, support)
     x = support.sample(restarts, generator=generator or make_generator(0, "laplace")) if starts is None else starts
     with frozen(energy), torch.inference_mode(False):

@@ -1,5 +1,6 @@
 """Markov kernels: energy + state + randomness."""
 
+from ebm_lightning.samplers.adaptation import Adaptation
 from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.compute import Compute
 from ebm_lightning.samplers.freeze import eval_mode, frozen
@@ -15,6 +16,7 @@ __all__ = [
     "MALA",
     "PYLD",
     "SGLD",
+    "Adaptation",
     "BlockGibbs",
     "Compute",
     "Sampler",

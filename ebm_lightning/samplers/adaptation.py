@@ -1,0 +1,86 @@
+"""Step sizes that follow an acceptance rate during training, and chains that keep up with the model."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.energies import Energy
+from ebm_lightning.samplers.base import State
+from ebm_lightning.samplers.freeze import frozen
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    r"""How the chains of a :class:`~ebm_lightning.JEM` follow the model that is being trained.
+
+    The energy gets steeper during training, so a step that is right at first is rejected later. After each training
+    step the step size is changed towards an acceptance rate:
+
+    .. math:: \log h \leftarrow \log h + rate \, (acceptance - target)
+
+    If the learning rate is too high for the chains, the model changes faster than they move: the mean energy of the
+    negatives rises above that of the data without limit. With ``max_gap``, chains that are further behind run again,
+    up to ``max_repeats`` times, before the weights change. Each repeat costs as much as the chains of one training
+    step.
+
+    The step size is part of the model's state. It is saved in checkpoints, and does not change outside of training.
+
+    References:
+        Roberts & Rosenthal, Optimal scaling of discrete approximations to Langevin diffusions, 1998, for the target.
+        Andrieu & Thoms, A tutorial on adaptive MCMC, 2008, eq. 20.
+
+    Arguments:
+        target: Acceptance rate to reach, in (0, 1). 0.574 is the optimum of MALA in high dimension.
+        rate: How fast the step size changes. 0 keeps it.
+        max_gap: Mean energy of the negatives minus that of the data, in nats, above which chains run again. None never
+            runs them again.
+        max_repeats: Largest number of further runs for one training step.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    target: float = 0.6
+    rate: float = 0.05
+    max_gap: float | None = None
+    max_repeats: int = 8
+
+    def __post_init__(self) -> None:
+        check_number("target", self.target, above=0, below=1)
+        check_number("rate", self.rate, at_least=0)
+        check_number("max_gap", self.max_gap, above=0, optional=True)
+        check_integer("max_repeats", self.max_repeats, at_least=1)
+
+    def limit(self, energy: Energy, data: Tensor) -> float:
+        """The mean energy above which chains run again: ``max_gap`` above that of the data (N, *shape)."""
+        if self.max_gap is None:
+            return math.inf
+        with frozen(energy), torch.no_grad():
+            return float(energy(data).mean()) + self.max_gap
+
+    def follow(self, run: Callable[[Tensor], State], state: State, limit: float) -> tuple[State, float, int]:
+        """Run chains again while their mean energy is above ``limit``.
+
+        Arguments:
+            run: Moves chains from x (N, *shape), by one call of the sampler.
+            state: The chains after the first call.
+            limit: From :meth:`limit`.
+
+        Returns:
+            The last state, the factor of the step size, and the number of repeats.
+
+        Raises:
+            ValueError: The sampler does not accept or reject steps.
+        """
+        if state.accepted is None:
+            raise ValueError(
+                "'sampler' should accept or reject steps for an Adaptation, got one that does not. Use MALA or HMC."
+            )
+        repeats, change = 0, float(state.accepted.float().mean()) - self.target
+        while float(state.energy.mean()) > limit and repeats < self.max_repeats:
+            state, repeats = run(state.x), repeats + 1
+        return state, math.exp(self.rate * change), repeats
