@@ -73,6 +73,9 @@ class JointEnergy(nn.Module):
         self.support = support
         self.temperature = temperature
         self.coordinates = Identity(support) if coordinates is None else coordinates
+        reference = getattr(support, "reference", None)
+        if isinstance(reference, nn.Module):  # fitted, so it belongs to the state of the model
+            self.reference = reference
         self._head_in_float32 = False
         self._in_coordinates: list[JointEnergy] = []  # a list, so that its weights are not registered twice
 

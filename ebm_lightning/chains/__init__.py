@@ -2,7 +2,6 @@
 
 from ebm_lightning.chains.base import Chains
 from ebm_lightning.chains.fresh import DataInit, SupportInit
-from ebm_lightning.chains.initial import ClassGaussians
 from ebm_lightning.chains.replay import ReplayBuffer
 
-__all__ = ["Chains", "ClassGaussians", "DataInit", "ReplayBuffer", "SupportInit"]
+__all__ = ["Chains", "DataInit", "ReplayBuffer", "SupportInit"]

@@ -1,6 +1,5 @@
 """Samples of a trained model by new chains. They neither read nor change a replay buffer."""
 
-import copy
 import functools
 from collections.abc import Callable
 
@@ -65,8 +64,4 @@ def with_steps(sampler: Sampler, steps: int | None) -> Sampler:
         ValueError: ``steps`` below 1.
     """
     check_integer("steps", steps, at_least=1, optional=True)
-    if steps is None:
-        return sampler
-    changed = copy.copy(sampler)
-    object.__setattr__(changed, "steps", steps)  # samplers of this library are frozen dataclasses
-    return changed
+    return sampler if steps is None else sampler.with_steps(steps)

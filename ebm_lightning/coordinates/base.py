@@ -1,16 +1,17 @@
 """Base class of coordinates: an invertible map x -> u, fitted to the training data, in which chains move."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebm_lightning.supports import Euclidean, Support
+from ebm_lightning.supports.exact_buffers import ExactBuffers
 
 
-class Coordinates(nn.Module, ABC):
+class Coordinates(ExactBuffers, ABC):
     r"""An invertible map u = T(x), in whose values u a classifier works and chains move.
 
     .. math:: q(x) = q_u(T(x)) \left| \det \frac{dT}{dx} \right|
@@ -75,10 +76,6 @@ class Coordinates(nn.Module, ABC):
                 "training data, or load a checkpoint; 'Trainer.fit' does it."
             )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "Coordinates":
-        """Move the numbers to another device, but keep their precision: a cumulative sum in bfloat16 is meaningless."""
-        return super()._apply(lambda tensor: _at_least_as_precise(fn(tensor), tensor), *args, **kwargs)
-
 
 class Identity(Coordinates):
     """u = x: the coordinates of a model that is given none.
@@ -127,10 +124,3 @@ class _Checked:
                 "'batches' should hold training data, got none. A generator can be read only once: pass a list of "
                 "batches or a DataLoader."
             )
-
-
-def _at_least_as_precise(moved: Tensor, tensor: Tensor) -> Tensor:
-    """``moved``, or ``tensor`` on the device of ``moved`` if a conversion has made it less precise."""
-    if moved.is_floating_point() and moved.element_size() < tensor.element_size():
-        return tensor.to(moved.device)
-    return moved

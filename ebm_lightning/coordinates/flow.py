@@ -1,6 +1,6 @@
 """A normalizing flow as coordinates: chains move in its latent space."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -86,6 +86,11 @@ class Flow(Coordinates):
         self.flow.eval()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "Flow":
+        """Move the weights to another device, but keep their precision: log-determinants add up rounding errors."""
+        super()._apply(lambda tensor: _at_least_as_precise(fn(tensor), tensor), *args, **kwargs)
+        return self
+
     def _maximize_likelihood(self, batches: Iterable[Tensor]) -> None:
         optimizer = torch.optim.Adam(self.flow.parameters(), self.learning_rate)
         for _ in range(self.epochs):
@@ -127,3 +132,10 @@ class Flow(Coordinates):
                 f"'flow' should have a standard normal base, got {distribution.base}. Use one such as "
                 f"zuko.flows.NSF({rows.shape[1]})."
             )
+
+
+def _at_least_as_precise(moved: Tensor, tensor: Tensor) -> Tensor:
+    """``moved``, or ``tensor`` on the device of ``moved`` if a conversion has made it less precise."""
+    if moved.is_floating_point() and moved.element_size() < tensor.element_size():
+        return tensor.to(moved.device)
+    return moved

@@ -207,4 +207,6 @@ def _spread(knots: Tensor) -> Tensor:
     least = 1e-4 * width / (knots.shape[1] - 1) * steps
     spread = (knots - least).cummax(1).values + least
     # Rescale to the same ends, which a wall may be.
-    return knots[:, :1] + (spread - spread[:, :1]) * width / (spread[:, -1:] - spread[:, :1])
+    spread = knots[:, :1] + (spread - spread[:, :1]) * width / (spread[:, -1:] - spread[:, :1])
+    apart = (knots.diff(dim=1) >= least[:, 1:2]).all(1, keepdim=True)
+    return torch.where(apart, knots, spread)  # without rounding errors, which would move data across knots

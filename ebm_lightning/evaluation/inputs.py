@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -36,7 +35,7 @@ def initial_density(initial: Initial, model: ConditionalEBM, data: Data) -> Dens
         ValueError: It is not fitted, and ``data`` has no training images because it is not a data module.
     """
     density = _chosen(initial, model)
-    if not isinstance(density, FittedDensity) or _is_fitted(density):
+    if not isinstance(density, FittedDensity) or density.fitted:
         return density
     if not isinstance(data, L.LightningDataModule):
         raise ValueError(
@@ -92,14 +91,6 @@ def _chosen(initial: Initial, model: ConditionalEBM) -> Density | None:
     if initial not in ("model", "reference"):
         raise ValueError(f"'initial' should be 'model', 'reference' or a Density, got {initial!r}.")
     return getattr(getattr(model, "chains", None), "initial", None) if initial == "model" else None
-
-
-def _is_fitted(density: FittedDensity) -> bool:
-    try:
-        density.sample(1, generator=torch.Generator())
-    except RuntimeError:
-        return False
-    return True
 
 
 def _made_sets(support: Support) -> dict[str, OODSet | ImageSource]:

@@ -14,6 +14,7 @@ from ebm_lightning.checks import check_integer
 from ebm_lightning.coordinates import Coordinates
 from ebm_lightning.energies import JointEnergy
 from ebm_lightning.modules.fit_coordinates import fit_coordinates
+from ebm_lightning.modules.fit_densities import fit_densities
 from ebm_lightning.modules.training_data import has_two_parts
 from ebm_lightning.resume.base import ResumableModule
 from ebm_lightning.resume.hparams import rebuild
@@ -189,6 +190,7 @@ class ConditionalEBM(ResumableModule):
 
     def on_fit_start(self) -> None:
         fit_coordinates(self)
+        fit_densities(self)
         super().on_fit_start()
 
     def check_batch(self, x: Tensor, y: Tensor | None = None, *, unlabeled: bool = False) -> None:

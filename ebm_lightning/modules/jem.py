@@ -21,7 +21,7 @@ from ebm_lightning.modules.conditional import (
     Terms,
 )
 from ebm_lightning.modules.fit_coordinates import fit_coordinates
-from ebm_lightning.modules.fit_initial import fit_initial
+from ebm_lightning.modules.fit_densities import fit_densities
 from ebm_lightning.modules.precompute_gradient import differs_in_training, precompute_gradient
 from ebm_lightning.modules.training_data import has_two_parts
 from ebm_lightning.resume.hparams import rebuild
@@ -292,7 +292,7 @@ class JEM(ConditionalEBM):
     def on_fit_start(self) -> None:
         if self.generator is None:
             fit_coordinates(self)
-            fit_initial(self)
+            fit_densities(self, [chains.initial for chains in self.running_chains().values()])
             self.start_chains()
         super().on_fit_start()
 

@@ -95,7 +95,7 @@ def match_keys(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tens
     matched = {}
     for name, saved in state.items():
         own_name, value = own.get(_uncompiled(name), (name, saved))
-        if value.shape != saved.shape:
+        if value.shape != saved.shape and value.numel():  # an empty one is filled by a fit
             raise ValueError(
                 f"'classifier' should be the network that was saved, got '{name}' of shape {tuple(value.shape)} for "
                 f"{tuple(saved.shape)} in the checkpoint. Build the same network, or choose another checkpoint."

@@ -8,6 +8,7 @@ from ebm_lightning.samplers.gibbs import BlockGibbs
 from ebm_lightning.samplers.gradient import value_and_gradient
 from ebm_lightning.samplers.hmc import GHMC, HMC, MALA
 from ebm_lightning.samplers.pyld import PYLD
+from ebm_lightning.samplers.reference_jumps import ReferenceJumps
 from ebm_lightning.samplers.sgld import SGLD
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Adaptation",
     "BlockGibbs",
     "Compute",
+    "ReferenceJumps",
     "Sampler",
     "State",
     "eval_mode",

@@ -1,5 +1,6 @@
 """Base class of samplers and the state of their chains."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -111,6 +112,12 @@ class Sampler(ABC):
             for state in self.transitions(energy, _copied(x), support or Euclidean(), generator):
                 last = state
         return last
+
+    def with_steps(self, steps: int) -> "Sampler":
+        """The same kernel with another number of steps per call."""
+        changed = copy.copy(self)
+        object.__setattr__(changed, "steps", steps)  # samplers of this library are frozen dataclasses
+        return changed
 
     def scale_step(self, factor: float) -> "Sampler":
         """The same kernel with the same target, and its step size multiplied by ``factor``."""

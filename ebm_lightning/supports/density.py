@@ -63,7 +63,18 @@ class Density(ABC):
 
 
 class FittedDensity(Density):
-    """A density that has to be fitted to data before its first use. ``Trainer.fit`` fits it once for each module."""
+    """A density that has to be fitted to data before its first use. ``Trainer.fit`` fits it once for each module.
+
+    Attributes:
+        passes: Passes over the training data that ``Trainer.fit`` gives to :meth:`fit`.
+    """
+
+    passes: int = 1
+
+    @property
+    @abstractmethod
+    def fitted(self) -> bool:
+        """Whether it can be used."""
 
     @abstractmethod
     def fit(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from ebm_lightning.chains.initial import ClassGaussians, initial_points
+from ebm_lightning import ClassGaussians
+from ebm_lightning.chains.initial import initial_points
 from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Binary, Box, Euclidean
 from tests.conftest import z_score

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from ebm_lightning.chains import ClassGaussians, ReplayBuffer
+from ebm_lightning import ClassGaussians, ReplayBuffer
 from ebm_lightning.partition import Normal
 from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Binary, Box, Density, Euclidean, Gaussian, Support

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebm_lightning.chains import ClassGaussians, ReplayBuffer
+from ebm_lightning import ClassGaussians, ReplayBuffer
 from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import Normal, ais, quadrature, reverse_ais

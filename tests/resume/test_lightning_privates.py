@@ -21,8 +21,8 @@ from tests.helpers import batches, trainer
 
 PACKAGE = Path(ebm_lightning.__file__).parent
 ATTRIBUTES = {
-    "fit_loop._data_source": "the loader of 'fit_initial'",
-    "fit_loop._data_source.dataloader": "the loader of 'fit_initial'",
+    "fit_loop._data_source": "the training data for fits",
+    "fit_loop._data_source.dataloader": "the training data for fits",
     "fit_loop._data_fetcher": "whether an epoch has started",
     "fit_loop.epoch_loop._should_check_val_fx": "whether a validation is due",
     "fit_loop.epoch_progress.current.processed": "the epoch of a resumed data order",

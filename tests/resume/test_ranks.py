@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebm_lightning.chains.initial import ClassGaussians
+from ebm_lightning.supports import ClassGaussians
 from ebm_lightning.data import Rings
 from tests.resume.ranks import WEIGHTS, logs, run_ranks, saved
 from tests.resume.runs import same

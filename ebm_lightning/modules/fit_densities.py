@@ -1,0 +1,54 @@
+"""Fits the densities of a model, and the initial distributions of its chains, before training.
+
+The fit reads the training data in a fixed order and under a fixed seed, as :mod:`ebm_lightning.modules.training_data`
+says.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ebm_lightning.modules.training_data import seeded_globally, training_batches
+from ebm_lightning.resume.lightning_internals import averaged_modules
+from ebm_lightning.supports import Density
+from ebm_lightning.supports.density import FittedDensity
+
+
+def fit_densities(module: Any, initial: Sequence[Density | None] = ()) -> None:
+    """Fit the densities that are part of the model, unless a checkpoint had them, and those in ``initial``.
+
+    Each takes one pass, in which a rank reads a part of the data, each item once. Every rank gets the same fit. With
+    several ranks this is a collective operation. Global random states are restored afterwards. A dataset that draws
+    from a generator other than the global ones has that generator advanced by one pass. With coordinates, the fit is to
+    the data in coordinates.
+
+    Raises:
+        ValueError: A batch is invalid, or there is too little data for the distribution.
+    """
+    of_model = {name: part for name, part in module.energy.named_modules() if isinstance(part, FittedDensity)}
+    unfitted = {id(part): part for part in of_model.values() if not part.fitted}
+    own = {id(part) for part in of_model.values()}
+    fits = unfitted | {id(d): d for d in initial if isinstance(d, FittedDensity) and id(d) not in own}
+    for density in fits.values():
+        batches = _in_coordinates(module, density.passes)
+        density.fit(batches, module.num_classes, lambda total: _all_reduce(total, module))
+    if unfitted:
+        for average in averaged_modules(module.trainer):  # copied from the module before the fit
+            for name, part in of_model.items():
+                assert isinstance(part, nn.Module)
+                average.energy.get_submodule(name).load_state_dict(part.state_dict())
+
+
+def _in_coordinates(module: Any, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs in coordinates, with labels, of several passes over this rank's part of the training data."""
+    for seed in range(passes):
+        with seeded_globally(seed):
+            for i, batch in enumerate(training_batches(module.trainer)):
+                x, y = module.generative_batch(batch, i)
+                yield module.coordinates(x.to(module.device)), y
+
+
+def _all_reduce(total: Tensor, module: Any) -> Tensor:
+    total_of_ranks: Tensor = module.trainer.strategy.reduce(total.to(module.device), reduce_op="sum").cpu()
+    return total_of_ranks
