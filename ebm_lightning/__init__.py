@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OODDetection as OODDetection,
         Refinement as Refinement,
         Robustness as Robustness,
+        SampleAgreement as SampleAgreement,
         SampleGrid as SampleGrid,
         SampleQuality as SampleQuality,
     )
@@ -93,6 +94,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "OODDetection",
             "Refinement",
             "Robustness",
+            "SampleAgreement",
             "SampleGrid",
             "SampleQuality",
         ),

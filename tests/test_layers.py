@@ -34,14 +34,23 @@ LEFT_TO_RIGHT = {
     "samplers": {"checks", "rbm", "energies", "supports"},
     "chains": {"checks", "samplers", "supports"},
     "partition": {"checks", "rbm", "energies", "supports", "samplers", "rng"},
-    "evaluation": {"_lazy", "checks", "coordinates", "energies", "samplers", "supports", "protocol"},
+    "evaluation": {"_lazy", "checks", "coordinates", "energies", "rng", "samplers", "supports", "protocol"},
     "resume": {"chains", "checks", "rng", "supports"},
     "modules": {*CORE, "resume"},
     "data": {"checks", "supports", "rng"},
     "callbacks": {*CORE, "evaluation", "modules"},
     "protocol": {*CORE, "evaluation", "modules", "callbacks", "data"},
 }
-MEASURES = {"scores", "ood_sets", "metrics", "attacks", "features", "__init__"}  # of evaluation/, left of callbacks
+MEASURES = {
+    "scores",
+    "ood_sets",
+    "metrics",
+    "attacks",
+    "features",
+    "two_samples",
+    "closed_form",
+    "__init__",
+}  # of evaluation/, left of callbacks
 LAZY = {"sklearn", "wandb", "tqdm"}  # optional: imported inside functions
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

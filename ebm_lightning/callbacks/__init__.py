@@ -9,6 +9,7 @@ from ebm_lightning.callbacks.fresh_samples import FreshSamples
 from ebm_lightning.callbacks.ood_detection import OODDetection
 from ebm_lightning.callbacks.refinement import Refinement
 from ebm_lightning.callbacks.robustness import Robustness
+from ebm_lightning.callbacks.sample_agreement import SampleAgreement
 from ebm_lightning.callbacks.sample_grid import SampleGrid
 from ebm_lightning.callbacks.sample_quality import SampleQuality
 
@@ -22,6 +23,7 @@ __all__ = [
     "OODDetection",
     "Refinement",
     "Robustness",
+    "SampleAgreement",
     "SampleGrid",
     "SampleQuality",
 ]

@@ -239,6 +239,7 @@ class ConditionalEBM(ResumableModule):
         Raises:
             ValueError: x or y is wrong.
         """
+        batch = batch["gen"] if has_two_parts(batch) else batch
         if isinstance(batch, list | tuple) and len(batch) == 1:
             (batch,) = batch
         if isinstance(batch, Tensor):
