@@ -1,7 +1,9 @@
-"""Train a joint energy model and a plain classifier on handwritten digits: ``python recipes/digits.py``.
+"""Train a density and classifier of handwritten digits: ``python recipes/digits.py``.
 
-Both use the same network and scikit-learn's bundled 8x8 digits, so nothing is downloaded. The recipe evaluates them,
-prints a table that compares them, and writes checkpoints, metrics.json and figures to one folder.
+The main model is a joint energy model at temperature 1: its chains move in coordinates that are fitted to the pixels,
+so log p(x) in bits per dimension means something and samples are samples of p(x). Beside it the recipe trains a plain
+classifier and a JEM as published, at a low temperature, and fits densities in closed form. It uses scikit-learn's
+bundled 8x8 digits, so nothing is downloaded, prints a table, and writes checkpoints, metrics.json and figures.
 """
 
 import functools
@@ -19,59 +21,81 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from tqdm import tqdm
 
-from ebm_lightning import JEM, SGLD, AISLogZ, Calibration, OODDetection, ReplayBuffer, SampleGrid
+from ebm_lightning import (
+    JEM,
+    MALA,
+    SGLD,
+    Adaptation,
+    AISLogZ,
+    Calibration,
+    ChainDiagnostics,
+    ClassGaussians,
+    Compose,
+    Euclidean,
+    FreshSamples,
+    NormalScores,
+    OODDetection,
+    Quantiles,
+    ReferenceJumps,
+    ReplayBuffer,
+    SampleAgreement,
+)
 from ebm_lightning.data import Digits
+from ebm_lightning.evaluation.closed_form import Floor, closed_form_floors
 from ebm_lightning.evaluation.report import results_folder
-from ebm_lightning.networks import ConvNet
+from ebm_lightning.networks import ConvNet, SumLogits, ThresholdConvNet
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
+Kind = Literal["density", "classifier", "cold"]
 OODName = Literal["noise", "shuffled", "inverted", "transposed", "flipped", "interpolated"]
 OOD: tuple[OODName, ...] = ("noise", "shuffled", "inverted", "transposed", "flipped", "interpolated")
+SHAPE = Digits.support.shape
+TRAINING_IMAGES = 1077
 
 
 def main(
     seed: int = 0,
     output: Path | None = None,
     logger: LoggerName = "csv",
-    epochs: int = 100,
-    batch_size: int = 64,
-    width: int = 24,
-    learning_rate: float = 1e-3,
-    conditional_weight: float = 3.0,
+    epochs: int = 112,
+    cold_epochs: int = 40,
+    batch_size: int = 128,
+    width: int = 64,
+    learning_rate: float = 2e-3,
+    weight_decay: float = 0.3,
+    conditional_weight: float = 1.0,
     generative_weight: float = 1.0,
-    energy_l2: float = 0.0,
-    step_size: float = 0.1,
-    noise_std: float = 0.01,
-    sampler_steps: int = 20,
-    buffer_size: int = 2000,
-    reinit_prob: float = 0.05,
+    step_size: float = 0.4,
+    sampler_steps: int = 10,
+    buffer_size: int = 256,
     ood: tuple[OODName, ...] = OOD,
-    ais_temperatures: int = 150,
-    ais_num_chains: int = 200,
+    ais_temperatures: int = 500,
+    ais_num_chains: int = 500,
+    fresh_steps: int = 400,
     log_checkpoint: bool = False,
     progress_bar: bool = True,
 ) -> dict[str, float]:
-    """Train and evaluate JEM and a plain classifier on 8x8 digits.
+    """Train and evaluate a density of 8x8 digits, a plain classifier, and a JEM at a low temperature.
 
     Args:
         seed: Seed of the weights, the chains and the data order.
         output: New or empty folder for the results. Default: the next free runs/digits-N.
         logger: Where metrics are logged during training. wandb also works without an account: set WANDB_MODE=offline.
-        epochs: Passes over the 1077 training images.
-        batch_size: Images per batch; each training step also moves this many chains.
-        width: Channels of the network's first layer.
-        learning_rate: Maximum learning rate of Adam's one-cycle schedule.
+        epochs: Passes over the 1077 training images, for the density and the plain classifier.
+        cold_epochs: Passes of the JEM at a low temperature; 0 leaves it out.
+        batch_size: Images per batch for p(y|x), and as many for p(x); each training step also moves this many chains.
+        width: Channels of the network's convolution.
+        learning_rate: Maximum learning rate of AdamW's one-cycle schedule.
+        weight_decay: Weight decay of AdamW.
         conditional_weight: Weight of -log p(y|x).
         generative_weight: Weight of -log p(x). 0 trains only the plain classifier.
-        energy_l2: Weight of the squared energies.
-        step_size: Step size of Langevin dynamics, in squared units of x per unit of energy.
-        noise_std: Noise of Langevin dynamics, in units of x. The implied temperature is noise_std^2 / (2 step_size).
-        sampler_steps: Langevin steps per batch.
+        step_size: First step size of MALA, in units of u; it adapts to an acceptance rate of 0.6.
+        sampler_steps: MALA steps per batch, after a jump.
         buffer_size: Number of persistent chains.
-        reinit_prob: Probability that a chain is reinitialized from uniform noise.
         ood: Out-of-distribution sets to detect by log p(x).
         ais_temperatures: Temperatures of the annealing that estimates log Z at test time.
         ais_num_chains: Chains of the annealing.
+        fresh_steps: Steps of the new chains that are compared with the annealed ones.
         log_checkpoint: Upload the checkpoint to W&B as an artifact.
         progress_bar: Show progress bars, with the energies of data and negatives.
     """
@@ -82,43 +106,66 @@ def main(
     def bar(loop: Iterable[int]) -> Iterable[int]:
         return tqdm(loop, "annealing", disable=not progress_bar, leave=False)
 
-    def run(name: str, weight: float, directory: Path) -> dict[str, float]:
-        L.seed_everything(seed, verbose=False)
-        data = Digits(batch_size)
-        total_steps = epochs * (1077 // batch_size)
-        module = JEM(
-            ConvNet(data.support.shape, data.num_classes, width),
-            data.num_classes,
-            data.support,
-            SGLD(step_size, noise_std, sampler_steps),
-            ReplayBuffer(buffer_size, reinit_prob),
+    def density(generative_weight: float, total_steps: int) -> JEM:
+        return JEM(
+            SumLogits([gaussians(), ThresholdConvNet(SHAPE, Digits.num_classes, width)]),
+            Digits.num_classes,
+            Euclidean(SHAPE, reference=gaussians()),
+            ReferenceJumps(MALA(step_size, sampler_steps)),
+            ReplayBuffer(buffer_size, reinit_prob=0.0),
             conditional_weight=conditional_weight,
-            generative_weight=weight,
-            energy_l2=energy_l2,
-            optimizer=functools.partial(torch.optim.Adam, lr=learning_rate),
-            lr_scheduler=functools.partial(
-                torch.optim.lr_scheduler.OneCycleLR, max_lr=learning_rate, total_steps=total_steps, pct_start=0.05
-            ),
+            generative_weight=generative_weight,
+            energy_l2=0.0,
+            optimizer=functools.partial(torch.optim.AdamW, lr=learning_rate, weight_decay=weight_decay),
+            lr_scheduler=one_cycle(learning_rate, total_steps, 0.1),
+            coordinates=Compose([Quantiles(Digits.support, Digits.num_levels, smoothing=8.0), NormalScores(SHAPE)]),
+            adaptation=Adaptation(),
         )
+
+    def cold(total_steps: int) -> JEM:
+        return JEM(
+            ConvNet(SHAPE, Digits.num_classes, 24),
+            Digits.num_classes,
+            Digits.support,
+            SGLD(step_size=0.1, noise_std=0.01, steps=20),
+            ReplayBuffer(2000),
+            conditional_weight=3.0,
+            energy_l2=0.0,
+            optimizer=functools.partial(torch.optim.Adam, lr=1e-3),
+            lr_scheduler=one_cycle(1e-3, total_steps, 0.05),
+        )
+
+    def run(name: Kind, max_epochs: int) -> dict[str, float]:
+        L.seed_everything(seed, verbose=False)
+        directory = folder if name == "density" else folder / name
+        data = Digits(64) if name == "cold" else Digits(batch_size, "affine", batch_size)
+        steps = max_epochs * (TRAINING_IMAGES // data.batch_size)
+        module = cold(steps) if name == "cold" else density(generative_weight if name == "density" else 0.0, steps)
+        length = (ais_temperatures, ais_num_chains) if name == "density" else (150, 200)
+        ais = AISLogZ(0, *length, num_levels=data.num_levels, directory=directory, progress=bar)
         callbacks: list[Callback] = [
             EMAWeightAveraging(decay=0.99),
             Calibration(directory=directory),
             OODDetection(ood, directory=directory),
-            AISLogZ(0, ais_temperatures, ais_num_chains, num_levels=data.num_levels, directory=directory, progress=bar),
+            ais,
             ModelCheckpoint(
                 directory / "checkpoints", filename="model", enable_version_counter=False, save_on_train_epoch_end=True
             ),
         ]
-        if weight:
-            callbacks.append(SampleGrid(every_n_epochs=20, directory=directory, scale=4))
+        if name == "density":
+            callbacks += [
+                ChainDiagnostics(16),
+                SampleAgreement(ais, ais_num_chains, fresh_steps),
+                FreshSamples(steps=fresh_steps, directory=directory),
+            ]
         trainer = L.Trainer(
-            max_epochs=epochs,
+            max_epochs=max_epochs,
             devices=1,
             logger=_logger(logger, directory, f"{folder.name}-{name}", log_checkpoint),
             callbacks=callbacks,
             gradient_clip_val=1.0,
-            check_val_every_n_epoch=10,
-            log_every_n_steps=16,
+            check_val_every_n_epoch=min(15, max_epochs),
+            log_every_n_steps=8,
             enable_progress_bar=progress_bar,
             enable_model_summary=False,
         )
@@ -130,20 +177,55 @@ def main(
             wandb.finish()
         return metrics
 
-    baseline = run("baseline", 0.0, folder / "baseline")
-    jem = run("jem", generative_weight, folder) if generative_weight else baseline
-    metrics = {**jem, **{f"baseline/{name}": value for name, value in baseline.items()}}
+    results = {"classifier": run("classifier", epochs)}
+    if generative_weight:
+        results = {"density": run("density", epochs)} | results
+    if cold_epochs and generative_weight:
+        results["cold"] = run("cold", cold_epochs)
+    main_model = next(iter(results.values()))
+    metrics = main_model | {f"{name}/{key}": v for name, values in results.items() for key, v in values.items()}
+    floors = closed_forms()
+    metrics |= {f"floor/{name}/bits_per_dim": floor.bits_per_dim for name, floor in floors.items()}
     metrics["seconds"] = time.time() - start
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    print(table(jem, baseline))
+    print(table(results, floors))
     print(f"{metrics['seconds']:.0f} seconds; checkpoints, metrics.json and figures are in {folder}")
     return metrics
 
 
-def table(jem: dict[str, float], baseline: dict[str, float]) -> str:
-    """Both models side by side, one line per metric."""
-    lines = [f"{'':36}{'JEM':>12}{'classifier':>12}"]
-    lines += [f"{name:36}{jem[name]:12.4f}{baseline[name]:12.4f}" for name in jem]
+def gaussians() -> ClassGaussians:
+    """The Gaussian of each class in coordinates, averaged over 20 draws of the dequantization noise."""
+    return ClassGaussians(ridge=0.05, shrinkage=0.1, passes=20)
+
+
+def one_cycle(
+    learning_rate: float, steps: int, warmup: float
+) -> functools.partial[torch.optim.lr_scheduler.OneCycleLR]:
+    return functools.partial(
+        torch.optim.lr_scheduler.OneCycleLR, max_lr=learning_rate, total_steps=steps, pct_start=warmup
+    )
+
+
+def closed_forms() -> dict[str, Floor]:
+    """Test bits per dimension of densities that need no training."""
+    data = Digits()
+    data.setup()
+    train = data.train.__getitems__(list(range(len(data.train))))
+    test: tuple[torch.Tensor, ...] = data.test.tensors
+    return closed_form_floors(train, (test[0], test[1]), data.support, data.num_levels)
+
+
+def table(results: dict[str, dict[str, float]], floors: dict[str, Floor]) -> str:
+    """All models side by side, one line per metric, and the densities in closed form."""
+    names = dict.fromkeys(key for values in results.values() for key in values if "/prior_" not in key)
+    lines = [f"{'':36}" + "".join(f"{name:>12}" for name in results)]
+    for key in names:
+        values = [f"{values[key]:12.4f}" if key in values else f"{'-':>12}" for values in results.values()]
+        lines.append(f"{key:36}" + "".join(values))
+    lines.append(f"\n{'in closed form':36}{'bits/dim':>12}{'accuracy':>12}")
+    for name, floor in floors.items():
+        accuracy = "-" if floor.accuracy is None else f"{floor.accuracy:.4f}"
+        lines.append(f"{name:36}{floor.bits_per_dim:12.4f}{accuracy:>12}")
     return "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ def main(
     for checkpoint in checkpoints:
         module = JEM.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu").eval()
         loop = tqdm(range(seeds), str(checkpoint))
-        turns = [both(module.energy, temperatures, num_chains, seed) for seed in loop]
+        turns = [both(module.chain_energy, temperatures, num_chains, seed) for seed in loop]
         rows.append({"checkpoint": str(checkpoint), **summary(turns), "turns": turns})
         write_json(output, rows)
     print_rows(rows)

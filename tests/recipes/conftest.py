@@ -24,7 +24,8 @@ def run(folder: Path, recipe: str, *arguments: str) -> subprocess.CompletedProce
 def digits(tmp_path_factory) -> tuple[Path, str]:
     """The results of a short run of ``digits.py``: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("digits")
-    options = {"epochs": 2, "width": 4, "step_size": 0.2, "sampler_steps": 2, "ais_temperatures": 5}
+    options = {"epochs": 2, "cold_epochs": 1, "width": 4, "step_size": 0.2, "sampler_steps": 2}
+    options |= {"ais_temperatures": 5, "fresh_steps": 2}
     lines = [f"{name}: {value}" for name, value in (options | {"ais_num_chains": 20}).items()]
     (folder / "run.yaml").write_text("\n".join(lines))
     done = run(folder, "digits.py", "--config", "run.yaml", "--seed", "3")

@@ -37,7 +37,8 @@ def key(item: Any) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, list[Record]]:
     folder = tmp_path_factory.mktemp("wandb")
-    few = ("--epochs", "2", "--width", "4", "--sampler_steps", "2", "--output", "out", *AIS)
+    few = ("--epochs", "2", "--cold_epochs", "1", "--width", "4", "--sampler_steps", "2", "--fresh_steps", "2")
+    few += ("--output", "out", *AIS)
     done = run_recipe(folder, "digits.py", *few, "--logger", "wandb", "--log_checkpoint", "true")
     assert done.returncode == 0, done.stderr
     (offline,) = (folder / "out" / "wandb").glob("offline-run-*")
@@ -48,13 +49,18 @@ def test_the_config_contains_every_hyperparameter(run):
     _, log = run
     updates = [item for r in log for item in r.config.update] + [item for r in log for item in r.run.config.update]
     config = {key(item): json.loads(item.value_json) for item in updates}
-    assert config["sampler"]["class_path"].endswith("SGLD")
-    assert config["sampler"]["init_args"].items() >= {"step_size": 0.1, "noise_std": 0.01, "steps": 2}.items()
-    assert config["chains"]["init_args"] == {"size": 2000, "reinit_prob": 0.05, "initial": None}
-    assert config["support"]["init_args"] == {"low": -1.0, "high": 1.0, "shape": [1, 8, 8], "reference": None}
-    assert config["implied_temperature"] == pytest.approx(5e-4)
+    assert config["sampler"]["class_path"].endswith("ReferenceJumps")
+    assert config["sampler"]["init_args"]["kernel"]["init_args"].items() >= {"step_size": 0.4, "steps": 2}.items()
+    assert config["chains"]["init_args"] == {"size": 256, "reinit_prob": 0.0, "initial": None}
+    assert config["support"]["init_args"]["shape"] == [1, 8, 8]
+    assert config["support"]["init_args"]["reference"]["class_path"].endswith("ClassGaussians")
+    assert [part["class_path"].rpartition(".")[2] for part in config["coordinates"]["init_args"]["parts"]] == [
+        "Quantiles",
+        "NormalScores",
+    ]
+    assert config["implied_temperature"] == pytest.approx(1.0)
     assert config["generative_weight"] == 1.0
-    assert config["classifier"]["init_args"]["width"] == 4
+    assert config["classifier"]["init_args"]["networks"][1]["init_args"]["width"] == 4
 
 
 def test_metrics_have_their_names(run):
@@ -70,7 +76,7 @@ def test_metrics_have_their_names(run):
 def test_figures_are_images(run):
     offline, log = run
     files = {key(item): json.loads(item.value_json) for r in log for item in r.history.item if "filenames" in key(item)}
-    for name in ("samples/chains", "test/reliability", "ood/noise", "ais/ess"):
+    for name in ("samples/fresh", "test/reliability", "ood/noise", "ais/ess"):
         (path,) = files[f"{name}.filenames"]
         assert (offline / "files" / path).stat().st_size > 500
 
