@@ -43,7 +43,7 @@ from ebm_lightning import (
 from ebm_lightning.data import Digits
 from ebm_lightning.evaluation.closed_form import Floor, closed_form_floors
 from ebm_lightning.evaluation.report import results_folder
-from ebm_lightning.networks import ConvNet, SumLogits, ThresholdConvNet
+from ebm_lightning.networks import ConvNet, ThresholdConvNet
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 Kind = Literal["density", "classifier", "cold"]
@@ -63,10 +63,11 @@ def main(
     width: int = 64,
     learning_rate: float = 2e-3,
     weight_decay: float = 0.3,
-    conditional_weight: float = 1.0,
+    conditional_weight: float = 10.0,
     generative_weight: float = 1.0,
     step_size: float = 0.4,
-    sampler_steps: int = 10,
+    sampler_steps: int = 5,
+    cycles: int = 2,
     buffer_size: int = 256,
     ood: tuple[OODName, ...] = OOD,
     ais_temperatures: int = 500,
@@ -90,7 +91,8 @@ def main(
         conditional_weight: Weight of -log p(y|x).
         generative_weight: Weight of -log p(x). 0 trains only the plain classifier.
         step_size: First step size of MALA, in units of u; it adapts to an acceptance rate of 0.6.
-        sampler_steps: MALA steps per batch, after a jump.
+        sampler_steps: MALA steps after each jump.
+        cycles: Jumps per batch.
         buffer_size: Number of persistent chains.
         ood: Out-of-distribution sets to detect by log p(x).
         ais_temperatures: Temperatures of the annealing that estimates log Z at test time.
@@ -108,10 +110,10 @@ def main(
 
     def density(generative_weight: float, total_steps: int) -> JEM:
         return JEM(
-            SumLogits([gaussians(), ThresholdConvNet(SHAPE, Digits.num_classes, width)]),
+            ThresholdConvNet(SHAPE, Digits.num_classes, width),
             Digits.num_classes,
-            Euclidean(SHAPE, reference=gaussians()),
-            ReferenceJumps(MALA(step_size, sampler_steps)),
+            Euclidean(SHAPE, reference=ClassGaussians(ridge=0.05, shrinkage=0.1, passes=20)),
+            ReferenceJumps(MALA(step_size, sampler_steps), cycles),
             ReplayBuffer(buffer_size, reinit_prob=0.0),
             conditional_weight=conditional_weight,
             generative_weight=generative_weight,
@@ -163,7 +165,7 @@ def main(
             devices=1,
             logger=_logger(logger, directory, f"{folder.name}-{name}", log_checkpoint),
             callbacks=callbacks,
-            gradient_clip_val=1.0,
+            gradient_clip_val=1.0 if name == "cold" else 10.0,
             check_val_every_n_epoch=min(15, max_epochs),
             log_every_n_steps=8,
             enable_progress_bar=progress_bar,
@@ -191,11 +193,6 @@ def main(
     print(table(results, floors))
     print(f"{metrics['seconds']:.0f} seconds; checkpoints, metrics.json and figures are in {folder}")
     return metrics
-
-
-def gaussians() -> ClassGaussians:
-    """The Gaussian of each class in coordinates, averaged over 20 draws of the dequantization noise."""
-    return ClassGaussians(ridge=0.05, shrinkage=0.1, passes=20)
 
 
 def one_cycle(

@@ -11,7 +11,6 @@ from ebm_lightning.callbacks.base import Evaluation, Stage
 from ebm_lightning.checks import check_integer
 from ebm_lightning.evaluation.two_samples import class_distance, energy_gap, two_sample_accuracy
 from ebm_lightning.modules import ConditionalEBM
-from ebm_lightning.partition.resampling import systematic
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import Sampler
 from ebm_lightning.supports import Density
@@ -45,7 +44,7 @@ class SampleAgreement(Evaluation):
         seed: Seed of the chains.
 
     Raises:
-        ValueError: ``samples`` is below 20.
+        ValueError: ``samples`` is below 20. At setup: ``ais`` comes after this callback.
     """
 
     def __init__(
@@ -67,6 +66,12 @@ class SampleAgreement(Evaluation):
         self.seed = seed
         self.metrics: dict[str, float] = {}
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self.ais in callbacks and callbacks.index(self.ais) > callbacks.index(self):
+            raise _order_error("a later one")  # its result would be that of an earlier test
+
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         self.metrics = {}
 
@@ -87,10 +92,7 @@ class SampleAgreement(Evaluation):
         """
         result = self.ais.result
         if result is None or not len(result.samples):
-            raise ValueError(
-                "'ais' should have run before SampleAgreement, got no result. Put the same AISLogZ before it in the "
-                "trainer's callbacks."
-            )
+            raise _order_error("no result")
         with torch.autocast(module.device.type, enabled=False), torch.no_grad():
             fresh = self._fresh(module)
             annealed = result.samples.to(module.device)
@@ -101,7 +103,7 @@ class SampleAgreement(Evaluation):
                 result.log_weights,
             )
         distance = class_distance(logits.log_softmax(1).cpu(), result.prior)
-        test = two_sample_accuracy(fresh.flatten(1), self._drawn(annealed, result.log_weights).flatten(1), self.seed)
+        test = two_sample_accuracy(fresh.flatten(1), annealed.flatten(1), result.log_weights, seed=self.seed)
         return {
             "energy_gap": gap[0],
             "energy_gap_std_err": gap[1],
@@ -121,7 +123,9 @@ class SampleAgreement(Evaluation):
         )
         return module.coordinates(x)
 
-    def _drawn(self, annealed: Tensor, log_weights: Tensor) -> Tensor:
-        """Distinct annealed chains, drawn by their weights: repeated ones would be in both halves of the test."""
-        generator = make_generator(self.seed, "annealed draws")
-        return annealed[systematic(log_weights.softmax(0), generator).unique()]
+
+def _order_error(got: str) -> ValueError:
+    return ValueError(
+        f"'ais' should have run before SampleAgreement, got {got}. Put the same AISLogZ before it in the trainer's "
+        "callbacks."
+    )

@@ -33,7 +33,8 @@ def closed_form_floors(
     - "class histograms": the same for each class, times the frequency of the class.
     - "class Gaussians": one Gaussian with full covariance for each class, ridge 1e-3.
 
-    Histograms are smoothed with a tenth of a pseudo-count for each level. All log Z are exact.
+    Histograms are smoothed as :class:`~ebm_lightning.Quantiles` does, with a tenth of a pseudo-count for each level.
+    Gaussians have mass outside the box, which counts against them. No log Z is estimated.
 
     Arguments:
         train: Dequantized images in the box, shape (N, *shape), and labels, shape (N,).

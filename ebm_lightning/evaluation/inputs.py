@@ -2,12 +2,12 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ebm_lightning.callbacks.ood_detection import ImageSource
@@ -46,10 +46,17 @@ def initial_density(initial: Initial, model: ConditionalEBM, data: Data) -> Dens
     with seeded_globally(0):
         data.prepare_data()
         data.setup("fit")
-        batches = enumerate(pass_over(data.train_dataloader()))
-        pairs = (model.generative_batch(batch, i) for i, batch in batches)
-        density.fit(((model.coordinates(x), y) for x, y in pairs), model.num_classes)
+    density.fit(_in_coordinates(model, data, density.passes), model.num_classes)
     return density
+
+
+def _in_coordinates(model: ConditionalEBM, data: L.LightningDataModule, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training inputs in the coordinates of the model, with labels, of several passes."""
+    for seed in range(passes):
+        with seeded_globally(seed):
+            for i, batch in enumerate(pass_over(data.train_dataloader())):
+                x, y = model.generative_batch(batch, i)
+                yield model.coordinates(x), y
 
 
 def ood_sources(

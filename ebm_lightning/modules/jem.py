@@ -258,6 +258,10 @@ class JEM(ConditionalEBM):
         self.generator = self._make_generator("chains", attempt)
         if self.chain_step is not None:
             self.chain_step.chains.reinitialize(self.chain_step.index, self.generator)
+        self.scale_step(factor)
+
+    def scale_step(self, factor: float) -> None:
+        """Multiply the sampler's step size by ``factor``, beside what an :class:`~ebm_lightning.Adaptation` does."""
         if factor != 1:
             self._sampler = self._sampler.scale_step(factor)
 

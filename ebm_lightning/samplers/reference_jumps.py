@@ -34,7 +34,7 @@ class ReferenceJumps(Sampler):
         cycles: Cycles per call.
 
     Raises:
-        ValueError: ``cycles`` is below 1. In use: the reference density has infinite mass.
+        ValueError: ``cycles`` is below 1, or ``kernel`` has no acceptance step. In use: the reference density has infinite mass.
     """
 
     kernel: HMC = field(default_factory=MALA)
@@ -42,6 +42,8 @@ class ReferenceJumps(Sampler):
 
     def __post_init__(self) -> None:
         check_integer("cycles", self.cycles, at_least=1)
+        if not isinstance(self.kernel, HMC):
+            raise ValueError(f"'kernel' should be HMC, MALA or GHMC, got {type(self.kernel).__name__}.")
 
     @property
     def steps(self) -> int:  # type: ignore[override]

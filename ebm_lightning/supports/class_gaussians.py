@@ -124,13 +124,14 @@ class ClassGaussians(ExactBuffers, FittedDensity):
     ) -> Tensor:
         if device is None:
             device = "cpu" if generator is None else generator.device
-        if self.counts.device != torch.device(device):
-            self.to(device)  # the tables are large, so transfer them only once
+        self._move(device)
         if labels is None:
             labels = torch.multinomial(self.counts, n, replacement=True, generator=generator)
-        z = torch.randn(n, self.means.shape[1], generator=generator, device=device)
+        z = torch.randn(n, self.means.shape[1], generator=generator, device=device, dtype=self.means.dtype)
         with torch.autocast(z.device.type, enabled=False):
-            return (self.means[labels] + _by_class(z, labels, self.factors)).view(n, *self._shape.tolist())
+            x = (self.means[labels] + _by_class(z, labels, self.factors)).view(n, *self._shape.tolist())
+        # A trainer with precision "64-true" changes the default type, which samples of a Box have too.
+        return x.to(torch.promote_types(x.dtype, torch.get_default_dtype()))
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""Log density of the mixture, :math:`\log \sum_y (n_y / n) N(x; \mu_y, \Sigma_y)`, shape (N,), float64."""
@@ -142,8 +143,7 @@ class ClassGaussians(ExactBuffers, FittedDensity):
 
     def log_joint(self, x: Tensor) -> Tensor:
         """log p(x, y) for all y, shape (N, K), float64."""
-        if self.counts.device != x.device:
-            self.to(x.device)
+        self._move(x.device)
         with torch.autocast(x.device.type, enabled=False):
             rows = x.flatten(1).to(self._inverses.dtype)
             z = (rows[None] - self.means[:, None]) @ self._inverses.mT  # (K, N, D)
@@ -151,6 +151,12 @@ class ClassGaussians(ExactBuffers, FittedDensity):
         log_det = self.factors.diagonal(dim1=1, dim2=2).double().log().sum(1)
         log_prior = (self.counts.double() / self.counts.sum()).log()
         return log_prior - log_det - 0.5 * squares - rows.shape[1] / 2 * math.log(2 * math.pi)
+
+    def _move(self, device: torch.device | str) -> None:
+        """Move the tables to ``device``. They are large, so they stay there."""
+        if self.counts.device != torch.device(device):
+            with torch.inference_mode(False):  # or gradients of later densities would fail
+                self.to(device)
 
     def _known(self, name: str) -> Tensor:
         if not self.fitted:

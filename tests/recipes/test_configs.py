@@ -40,8 +40,7 @@ def small(config: Path, folder: Path) -> Path:
     if "path" in data:
         data["path"] = str(write_arrays(folder, shape=(3, 32, 32)))
     network = model["classifier"]["init_args"]
-    if "networks" not in network:
-        network |= {"width": 4} if "width" in network else {"widths": [4, 4, 4], "depth": 10}
+    network |= {"widths": [4, 4, 4], "depth": 10} if "depth" in network or "widths" in network else {"width": 4}
     data |= {"batch_size": 4} if "Digits" in content["data"]["class_path"] else {"batch_size": 4, "val_size": 20}
     if "separate_batch_size" in data:
         data["separate_batch_size"] = 4

@@ -67,7 +67,7 @@ def test_help_documents_every_option(tmp_path):
     for option in ("--seed", "--output", "--logger {csv,tensorboard,wandb}", "--config", "--step_size"):
         assert option in done.stdout
     config = yaml.safe_load(run(tmp_path, "digits.py", "--print_config").stdout)
-    assert config["sampler_steps"] == 10
+    assert config["sampler_steps"] == 5
     assert not list(tmp_path.iterdir())
 
 

@@ -60,7 +60,7 @@ def test_the_config_contains_every_hyperparameter(run):
     ]
     assert config["implied_temperature"] == pytest.approx(1.0)
     assert config["generative_weight"] == 1.0
-    assert config["classifier"]["init_args"]["networks"][1]["init_args"]["width"] == 4
+    assert config["classifier"]["init_args"]["width"] == 4
 
 
 def test_metrics_have_their_names(run):

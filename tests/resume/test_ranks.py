@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebm_lightning.supports import ClassGaussians
 from ebm_lightning.data import Rings
+from ebm_lightning.supports import ClassGaussians
 from tests.resume.ranks import WEIGHTS, logs, run_ranks, saved
 from tests.resume.runs import same
 

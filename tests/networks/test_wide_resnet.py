@@ -1,42 +1,10 @@
-"""Reference networks: parameter counts of WideResNet, and spectral normalization in training and checkpoints."""
+"""Wide residual networks: parameter counts, memory layout and descriptions."""
 
 import pytest
 import torch
 
-from ebm_lightning import JEM
-from ebm_lightning.networks import MLP, ConvNet, SpectrallyNormalized, StridedConvNet, WideResNet
+from ebm_lightning.networks import WideResNet
 from ebm_lightning.resume.hparams import describe, rebuild
-from ebm_lightning.samplers import frozen, value_and_gradient
-from tests.helpers import BOX, batches, jem, trainer, weights
-
-
-def steepest(net: torch.nn.Module) -> float:
-    energy = jem(net).energy
-    with frozen(energy):
-        return float(value_and_gradient(energy, BOX.sample(500))[1].norm(dim=1).max())
-
-
-def test_spectral_normalization_bounds_the_gradient():
-    """The slope of SiLU is at most 1.1, and so is that of two layers of norm 1 and a logsumexp."""
-    net = MLP(4, 3, (8,))
-    with torch.no_grad():
-        for p in net.parameters():
-            p.mul_(20)
-    assert steepest(net) > 10
-    normalized = SpectrallyNormalized(net)
-    for _ in range(50):  # the power iteration runs in training mode
-        normalized.train()(torch.zeros(1, 4))
-    assert steepest(normalized.eval()) < 1.1
-
-
-def test_a_spectrally_normalized_network_trains_and_reloads(tmp_path):
-    module, t = jem(SpectrallyNormalized(MLP(4, 3, (8,)))), trainer(tmp_path)
-    before = weights(module)
-    t.fit(module, batches())
-    assert not torch.equal(weights(module), before)
-    t.save_checkpoint(tmp_path / "m.ckpt")
-    again, x = JEM.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True), BOX.sample(5)
-    assert torch.equal(again.eval()(x), module.eval()(x))
 
 
 def parameter_count(channels: int, classes: int, depth: int, widths: tuple[int, ...], batch_norm: bool) -> int:
@@ -91,26 +59,3 @@ def test_a_wide_resnet_is_channels_last_and_is_rebuilt_from_its_description():
 def test_bad_arguments_of_a_wide_resnet(arguments):
     with pytest.raises(ValueError, match=f"'{next(iter(arguments))}' should"):
         WideResNet(**arguments)
-
-
-def test_a_strided_network_halves_the_resolution_twice_and_reloads():
-    net = StridedConvNet((1, 28, 28), 10, width=4)
-    x = torch.randn(3, 1, 28, 28)
-    assert net.layers[:8](x).shape == (3, 16, 7, 7)
-    again = rebuild(describe(net), torch.nn.Module, "classifier")
-    again.load_state_dict(net.state_dict())
-    assert torch.equal(again(x), net(x))
-    with pytest.raises(ValueError, match=r"divisible by 4, got \(1, 30, 28\)"):
-        StridedConvNet((1, 30, 28), 10)
-
-
-def test_a_strided_network_is_cheaper_than_a_conv_net():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    costs: list[int] = []
-    for kind in (StridedConvNet, ConvNet):
-        net, counter = kind((1, 28, 28), 10), FlopCounterMode(display=False)
-        with counter:
-            net(torch.randn(1, 1, 28, 28))
-        costs.append(counter.get_total_flops())
-    assert costs[0] < 0.85 * costs[1]
