@@ -154,13 +154,14 @@ def anneal(
         target, phase = annealing.begin(x, generator, path_exponent=path.path_exponent)
         log_w = torch.zeros(n, dtype=torch.float64, device=x.device)
         log_z = torch.zeros((), dtype=torch.float64, device=x.device)
-        ess, acceptance = [], []
+        ess, acceptance, origin, resamplings = [], [], torch.arange(n), 0
         steps = path.steps.to(device=x.device, dtype=x.dtype)
         for step, beta, _ in zip(steps, path.betas[1:].tolist(), progress_iter, strict=False):
             log_w = log_w + target.log_ratio(phase, beta)
             ess.append(_finite_ess(log_w, beta))
             if resample and 0 < ess[-1] < RESAMPLE_FLOOR:
-                phase = take(phase, systematic(log_w.softmax(0), generator))
+                index = systematic(log_w.softmax(0), generator)
+                phase, origin, resamplings = take(phase, index), origin[index.cpu()], resamplings + 1
                 log_z, log_w = log_z + log_mean_exp(log_w), torch.zeros_like(log_w)
             target.beta = beta
             phase, accepted = annealing.move(target, phase, step, generator)
@@ -168,7 +169,8 @@ def anneal(
         log_p_y = _log_p_y(annealing.energy, phase.x)
         rounding = rounding_error(phase.energy)
     return Island(
-        (log_z + log_w).cpu(), log_p_y, torch.tensor(ess), torch.stack(acceptance).cpu(), phase.x.cpu(), rounding
+        *((log_z + log_w).cpu(), log_p_y, torch.tensor(ess), torch.stack(acceptance).cpu(), phase.x.cpu(), rounding),
+        *(origin, resamplings),
     )
 
 

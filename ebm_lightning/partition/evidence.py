@@ -10,6 +10,7 @@ from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath
 from ebm_lightning.partition.data_evidence import data_evidence
 from ebm_lightning.partition.energy_checks import imprecise
 from ebm_lightning.partition.log_z import LogZ
+from ebm_lightning.partition.modes import missed_modes
 from ebm_lightning.partition.smc import Island
 from ebm_lightning.partition.tails import beyond_the_chains
 from ebm_lightning.rng import make_generator
@@ -49,7 +50,9 @@ def with_evidence(
     """The estimate with the first reason why it is not reliable, and with the cost of the checks.
 
     The order of the reasons is: rounding, mass near the data that the chains missed, an incomplete pilot, degenerate
-    weights, mass beyond the chains (heavy tails, curved valleys), and weights that vary more than the path explains.
+    weights, mass beyond the chains (heavy tails, curved valleys), modes that the chains missed, and weights that vary
+    more than the path explains. Where a second measurement of log Z or of its largest modes differs from the estimate,
+    the standard error grows to the difference.
 
     Arguments:
         result: The estimate from its weights.
@@ -66,10 +69,18 @@ def with_evidence(
         generator = make_generator(seed, "data", device=device)
         evidence = data_evidence(result, ends, annealing, data, labels, generator)
         why, cost = why or evidence.why, evidence.gradient_evaluations
-    why = why or path.why or result.why
+    why, std_err = why or path.why or result.why, result.std_err
     if not why:
         x, generator = torch.cat(ends).to(device), make_generator(seed, "beyond", device=device)
         log_w = result.log_weights.to(device)
-        why, more = beyond_the_chains(annealing, x, log_w, result.log_z, result.std_err, generator)
-        why, cost = why or inefficient(result.ess, path), cost + more
-    return dataclasses.replace(result, why=why, gradient_evaluations=result.gradient_evaluations + cost)
+        beyond = beyond_the_chains(annealing, x, log_w, result.log_z, result.std_err, generator)
+        why, cost = beyond.why, cost + beyond.gradient_evaluations
+        std_err = std_err if why else beyond.std_err
+        if not why:
+            modes = missed_modes(annealing, x, result, generator)
+            why, cost = modes.why, cost + modes.gradient_evaluations
+            std_err = max(std_err, modes.excess)
+        why = why or ("" if beyond.confirmed else inefficient(result.ess, path))
+    return dataclasses.replace(
+        result, why=why, std_err=std_err, gradient_evaluations=result.gradient_evaluations + cost
+    )

@@ -17,11 +17,14 @@ class LogZ:
 
     Attributes:
         log_z: The estimate: the log of the mean weight. Its exponential is unbiased for Z.
-        std_err: Standard error of ``log_z``, in nats. It cannot exceed 1 by construction. Above 0.5 the weights are
-            degenerate, and only the lower bound means anything.
+        std_err: Standard error of ``log_z``, in nats. That of the weights cannot exceed 1 by construction. Above 0.5
+            they are degenerate, and only the lower bound means anything. If a check measures log Z or the mass of modes
+            in a second way, ``std_err`` is at least the difference.
         ess: Effective sample size as a fraction in (0, 1]: ``ess * num_chains`` independent weights of unit variance
             would give the same error.
         log_weights: Log weight of each chain, shape (num_chains,), float64. ``log_z`` is the log of their mean.
+        samples: Where the chains ended, shape (num_chains, *shape). Weighted by ``log_weights``, they are draws of the
+            model. With coordinates they are of u.
         lower: Stochastic lower bound: the mean log weight, or with resampling the mean log Z of the islands.
         upper: Stochastic upper bound from :func:`reverse_ais` with exact samples, otherwise None.
         per_class: log Z_y, shape (K,), float64. Their logsumexp is ``log_z``. None for an energy without classes.
@@ -53,6 +56,7 @@ class LogZ:
     betas: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     ess_curve: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     acceptance: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    samples: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
     @property
     def reliable(self) -> bool:

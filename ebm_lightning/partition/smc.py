@@ -62,6 +62,9 @@ class Island:
         acceptance: Fraction of accepted moves along the path, shape (T,).
         ends: Where the chains ended, shape (n, *shape).
         rounding: Rounding error of their energies, in nats.
+        origin: Index of the chain at beta = 0 from which each chain descends by resampling, shape (n,). None if there
+            was no resampling.
+        resamplings: How often chains were resampled.
     """
 
     log_weights: Tensor
@@ -70,6 +73,8 @@ class Island:
     acceptance: Tensor
     ends: Tensor
     rounding: float = 0.0
+    origin: Tensor | None = None
+    resamplings: int = 0
 
 
 def island_sizes(num_chains: int, chunk_size: int | None) -> list[int]:
@@ -120,7 +125,9 @@ def combine(islands: list[Island], betas: Tensor, *, resampled: bool, gradient_e
     log_weights = torch.cat([island.log_weights for island in islands])
     log_zs = torch.stack([log_mean_exp(island.log_weights) for island in islands])
     fractions = torch.tensor([len(island.log_weights) / len(log_weights) for island in islands], dtype=torch.float64)
-    error = _error_over_islands(log_weights, log_zs, fractions) if resampled else _error_over_chains(log_weights)
+    error = (
+        _error_over_islands(islands, log_weights, log_zs, fractions) if resampled else _error_over_chains(log_weights)
+    )
     per_class, per_class_std_err = _per_class(islands)
     return LogZ(
         float(log_mean_exp(log_weights)),
@@ -132,6 +139,7 @@ def combine(islands: list[Island], betas: Tensor, *, resampled: bool, gradient_e
         per_class_std_err=per_class_std_err,
         why=degenerate(error.ess * len(log_weights), error.std_err),
         gradient_evaluations=gradient_evaluations,
+        samples=torch.cat([island.ends for island in islands]),
         degrees_of_freedom=error.degrees_of_freedom,
         betas=betas,
         ess_curve=torch.stack([island.ess for island in islands]).mean(0),
@@ -159,13 +167,13 @@ class _Error(NamedTuple):
     degrees_of_freedom: float
 
 
-def _error_over_islands(log_weights: Tensor, log_zs: Tensor, fractions: Tensor) -> _Error:
-    """From the spread of the islands' Z. Chains of an island are dependent, islands are not."""
-    islands, log_z = len(log_zs), float(log_mean_exp(log_weights))
-    spread = (fractions * ((log_zs - log_z).exp() - 1)).square().sum()
-    std_err = float((spread * islands / (islands - 1)).sqrt())
+def _error_over_islands(islands: list[Island], log_weights: Tensor, log_zs: Tensor, fractions: Tensor) -> _Error:
+    """From the spread of the islands' Z, or of chains with a common origin if that is larger."""
+    log_z = log_mean_exp(log_weights)
+    parts = [(island.log_weights - log_z).exp()[:, None] / len(log_weights) for island in islands]
+    std_err = float(relative_variance(parts, islands).sqrt())
     ess = 1 / (1 + len(log_weights) * std_err**2)
-    return _Error(std_err, ess, float((fractions * log_zs).sum()), islands - 1.0)
+    return _Error(std_err, ess, float((fractions * log_zs).sum()), len(islands) - 1.0)
 
 
 def _error_over_chains(log_weights: Tensor) -> _Error:
@@ -182,10 +190,43 @@ def _per_class(islands: list[Island]) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     log_w, log_p_y = torch.cat(parts), torch.cat([i.log_p_y for i in islands if i.log_p_y is not None])
     per_class = log_mean_exp(log_w)
-    sums = torch.stack([(part - per_class).exp().sum(0) / len(log_w) for part in parts])
-    sizes = torch.tensor([[len(part) / len(log_w)] for part in parts], dtype=torch.float64)
-    std_err = ((sums - sizes).square().sum(0) * len(parts) / (len(parts) - 1)).sqrt()
+    std_err = relative_variance([(part - per_class).exp() / len(log_w) for part in parts], islands).sqrt()
     return per_class, std_err.where(carried_by_chains(log_w, log_p_y), math.nan)
+
+
+def relative_variance(parts: list[Tensor], islands: list[Island]) -> Tensor:
+    r"""Variance of an estimate of Z relative to Z^2: the larger of two estimates, shape (K,), float64.
+
+    The first is the spread over the islands. From 10 of them its own relative error is a half, and an island that
+    missed a mode makes both Z and the spread too small. The second groups chains of an island of n by their common
+    origin at beta = 0, after R resamplings:
+
+    .. math:: V = Z^2 - \left(\frac{n}{n - 1}\right)^{R + 1} \sum_{e \ne e'} g_e g_{e'}, \qquad g_e = \sum_{i
+        \text{ from } e} w_i
+
+    It has more terms, but too few origins are left where resampling was frequent.
+
+    References:
+        Lee & Whiteley, Variance estimation in the particle filter, 2018, for the second.
+        https://arxiv.org/abs/1509.00394
+
+    Arguments:
+        parts: What each chain of each island contributes to Z / Z = 1, shapes (n, K).
+        islands: The islands.
+    """
+    totals = torch.stack([part.sum(0) for part in parts])
+    sizes = torch.tensor([len(part) for part in parts], dtype=torch.float64)[:, None] / sum(map(len, parts))
+    spread = (totals - sizes).square().sum(0) * len(parts) / (len(parts) - 1)
+    return torch.maximum(spread, sum(map(_variance_by_origin, parts, islands), torch.zeros_like(spread)))
+
+
+def _variance_by_origin(part: Tensor, island: Island) -> Tensor:
+    origin = torch.arange(len(part)) if island.origin is None else island.origin
+    total = part.sum(0)
+    of_origins = torch.zeros_like(part).index_add(0, origin, part)
+    different = total.square() - of_origins.square().sum(0)
+    n = len(part)
+    return total.square() - (n / (n - 1)) ** (island.resamplings + 1) * different
 
 
 def carried_by_chains(log_w: Tensor, log_p_y: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Heavy tails and curved valleys: mass that the proposal hardly reaches, although the weights look even.
 
 Three tests of a finished run. Valleys are followed outward from the ends of the chains. Heavy tails show in the
-kurtosis of the ends. Where they do, a short run from a wider proposal says whether they matter: if that proposal covers
-the model and both estimates agree, the first one stands.
+kurtosis of the ends. Where they do, a short run from a wider proposal says how much they matter: the error of the first
+estimate becomes at least the distance between both, and above 0.1 nat the estimate is not reliable.
 """
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, Density, Support
 
 EXCESS_KURTOSIS = 3.0
-REACH = 5.0  # standard deviations of the proposal
+REACH, LEAST_REACH = 5.0, 3.0  # standard deviations; the latter of the proposal
 OUTSIDE = 0.05  # weight of the chains beyond it
 DIRECTIONS = 64
 DEGREES_OF_FREEDOM = 2.0
@@ -31,7 +32,23 @@ STAGE_CESS = 0.8
 MOVES = 3
 TARGET_ACCEPTANCE, STEP_GAIN = 0.7, 1.0
 STAGES = 4  # enough from a proposal that covers the model
-ERRORS, MARGIN = 2.0, 0.01  # standard errors and nats by which two estimates may differ
+MAX_ERROR = 0.1  # nats; with a larger distance between two runs, the first is not reliable
+
+
+class Beyond(NamedTuple):
+    """What lies where no chain went.
+
+    Attributes:
+        why: Why mass lies there, in one sentence. Empty without a sign of that.
+        std_err: The standard error of the estimate, at least its distance from the second run if there was one.
+        gradient_evaluations: Cost of the tests.
+        confirmed: Whether there was a second run, and it agrees.
+    """
+
+    why: str
+    std_err: float
+    gradient_evaluations: int
+    confirmed: bool = False
 
 
 def beyond_the_chains(
@@ -41,8 +58,8 @@ def beyond_the_chains(
     log_z: float,
     std_err: float,
     generator: torch.Generator,
-) -> tuple[str, int]:
-    """Why mass lies where no chain went, empty without a sign of that; and the evaluations that it took to know.
+) -> Beyond:
+    """Test for valleys and heavy tails beyond the ends of the chains.
 
     Arguments:
         annealing: Of the run.
@@ -56,9 +73,10 @@ def beyond_the_chains(
     tail = valley or ("" if _covers_the_box(proposal) else tail_verdict(x, log_w, proposal, generator))
     base = None if valley or not tail else wider_base(x, log_w, proposal, support)
     if base is None:
-        return tail, cost
+        return Beyond(tail, std_err, cost)
     second = second_opinion(replace(annealing, proposal=base), 2 * len(x), generator)
-    return "" if second.agrees(log_z, std_err) else tail, cost + second.gradient_evaluations
+    error = second.error_of(log_z, std_err)
+    return Beyond("" if error < MAX_ERROR else tail, error, cost + second.gradient_evaluations, error < MAX_ERROR)
 
 
 def _covers_the_box(proposal: Density) -> bool:
@@ -70,8 +88,9 @@ def _covers_the_box(proposal: Density) -> bool:
 def tail_verdict(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.Generator) -> str:
     """Why the tails of the model are too heavy for the proposal; empty without a sign of that.
 
-    A sign is an axis or random direction in which one end of a chain is more than 5 standard deviations of the proposal
-    from its mean, and either the weighted ends have an excess kurtosis above 3, or 5 % of their weight is that far.
+    A sign is an axis or random direction in which either the weighted ends have an excess kurtosis above 3 and reach
+    5 standard deviations of the proposal (or 5 of their own and 3 of the proposal), or 5 % of their weight is 5
+    standard deviations of the proposal from its mean.
 
     Arguments:
         x: Ends of the chains, shape (N, *shape).
@@ -79,23 +98,36 @@ def tail_verdict(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.G
         proposal: Where they started.
         generator: Source of the directions.
     """
-    start = proposal.sample(1000, generator=generator).flatten(1).double().to(x.device)
-    center, scale = _location_and_scale(start)
-    z = (x.flatten(1).double() - center) / scale
+    z = _standardized(x, proposal, generator)
     directions = torch.randn((z.shape[1], DIRECTIONS), generator=generator, device=generator.device).to(z)
     z = torch.cat([z, z @ (directions / directions.norm(dim=0))], 1)
     w = log_w.double().to(z.device).softmax(0)[:, None]
     centered = z - (w * z).sum(0)
     kurtosis = (w * centered**4).sum(0) / (w * centered**2).sum(0).clamp(min=1e-30) ** 2 - 3
-    reach = z.abs().amax(0)
+    reach, spread = z.abs().amax(0), (w * centered**2).sum(0).sqrt()
     outside = (w * (z.abs() > REACH)).sum(0)
-    heavy = ((kurtosis > EXCESS_KURTOSIS) & (reach > REACH)) | (outside > OUTSIDE)
+    heavy = (kurtosis > EXCESS_KURTOSIS) & (reach > REACH * spread.clamp(max=1)) & (reach > LEAST_REACH)
+    heavy |= outside > OUTSIDE
     if not heavy.any():
         return ""
     return (
         f"The model has heavy tails that reach {float(reach[heavy].max()):.0f} standard deviations of the proposal or "
         "more, where chains hardly go: use a proposal with heavy tails, such as StudentT.fit(data), or a wider one."
     )
+
+
+def _standardized(x: Tensor, proposal: Density, generator: torch.Generator) -> Tensor:
+    """Rows of ``x`` in standard deviations of the proposal, of the likeliest component if it is a mixture."""
+    components = proposal.components if isinstance(proposal, Mixture) else [proposal]
+    of = (
+        proposal.joint_log_prob(x).argmax(1) if isinstance(proposal, Mixture) else x.new_zeros(len(x), dtype=torch.long)
+    )
+    rows, z = x.flatten(1).double(), torch.zeros_like(x.flatten(1).double())
+    for k, component in enumerate(components):
+        start = component.sample(1000, generator=generator).flatten(1).double().to(x.device)
+        center, scale = _location_and_scale(start)
+        z[of == k] = (rows[of == k] - center) / scale
+    return z
 
 
 def _location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,9 +161,13 @@ class SecondOpinion:
     std_err: float
     gradient_evaluations: int
 
-    def agrees(self, log_z: float, std_err: float) -> bool:
-        """Whether it is compatible with another estimate. False if it did not reach the model."""
-        return abs(self.log_z - log_z) <= ERRORS * math.hypot(self.std_err, std_err) + MARGIN
+    def error_of(self, log_z: float, std_err: float) -> float:
+        """The error of another estimate, at least its distance from this one; infinite if this one is NaN.
+
+        Weights whose tails no chain has reached say too little about their own error.
+        """
+        distance = math.hypot(self.log_z - log_z, self.std_err)
+        return math.inf if math.isnan(distance) else max(std_err, distance)
 
 
 def second_opinion(annealing: Annealing, num_chains: int, generator: torch.Generator) -> SecondOpinion:

@@ -96,7 +96,7 @@ class _Floor(NamedTuple):
 def _floor(space: Coordinates, z: Tensor, along: Tensor | None) -> _Floor:
     """The floor near ``z``, by Newton steps across the softest direction, or the one most parallel to ``along``."""
     for _ in range(NEWTON_STEPS):
-        energy, gradient, curvature, vectors = _second_order(space, z)
+        energy, gradient, curvature, vectors = space.second_order(z)
         soft = 0 if along is None else int((vectors.T @ along).abs().argmax())
         rest = [k for k in range(len(z)) if k != soft]
         direction, across = vectors[:, soft], vectors[:, rest]
@@ -108,14 +108,3 @@ def _floor(space: Coordinates, z: Tensor, along: Tensor | None) -> _Floor:
     direction = direction if direction @ (z if along is None else along) >= 0 else -direction
     log_mass = -energy + float(z.norm().log() - 0.5 * stiffness.log().sum())
     return _Floor(z, direction, log_mass, energy)
-
-
-def _second_order(space: Coordinates, z: Tensor) -> tuple[float, Tensor, Tensor, Tensor]:
-    """The energy at ``z``, its gradient, and the eigenvalues and eigenvectors of its Hessian by finite differences."""
-    h = 1e-5 if space.dtype == torch.float64 else 1e-4 * max(float(z.norm()), 1.0)
-    eye = torch.eye(len(z), dtype=z.dtype, device=z.device)
-    energy, gradient = space.energy_and_gradient(torch.cat([z + h * eye, z - h * eye, z[None]]))
-    up, down = gradient[:-1].chunk(2)
-    hessian = ((up - down) / (2 * h)).nan_to_num(0, 1e30, -1e30)
-    curvature, vectors = torch.linalg.eigh((hessian + hessian.T) / 2)
-    return float(energy[-1]), gradient[-1].nan_to_num(0, 1e30, -1e30), curvature, vectors

@@ -113,7 +113,7 @@ def table_of_targets(rings: Path | None) -> dict[str, Callable[[], Target]]:
             plane,
             Normal(torch.zeros(2), torch.full((2,), 3.0)),
             1e5,
-            1.5e4,
+            3.0e4,
             250,
         ),
         "gauss-64": lambda: Target(

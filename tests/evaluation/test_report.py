@@ -1,7 +1,7 @@
 """The report: which values are marked as best, its explanations, and that it is self-contained.
 
 Mutants that these kill: min for max, NaN marked as best, a mark on a single model, text that is not escaped, a picture
-by its path, unreliable likelihoods that are ranked.
+by its path, unreliable likelihoods that are ranked, and a log Z that is not reliable without the reason.
 """
 
 import base64
@@ -130,6 +130,14 @@ def test_unreliable_likelihoods_are_not_ranked(folders, reliable):
     rows = dict(sections[2].tables[0].rows)
     for name in ("bits per dimension", "log-likelihood, nats per image"):
         assert [cell.best for cell in rows[name]] == [False, bool(reliable)]
+
+
+def test_the_page_says_why_a_log_z_is_not_reliable(folders):
+    why = {"baseline": "The chains missed <b>: raise 'temperatures'."}
+    likelihood = evaluation_sections({"model": METRICS, "baseline": METRICS}, folders, 15, why)[2]
+    assert likelihood.reading.endswith(f"Log Z of 'baseline' is not reliable. {why['baseline']}")
+    assert "Log Z of 'model'" not in likelihood.reading
+    assert "missed &lt;b&gt;: raise &#x27;temperatures&#x27;." in page("title", [], [likelihood])
 
 
 def test_a_text_table_compares_the_models():

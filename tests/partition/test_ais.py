@@ -257,15 +257,17 @@ def test_state_does_not_change_where_gradients_are_off(mode):
 
 
 def test_gradient_evaluations_and_progress_are_counted():
-    rows, progress_iter = [], []
+    rows, loops = [], []
 
     def energy(x):
         rows.append(len(x))
         return x.square().sum(1)
 
     def progress(loop):
+        ticks = []
+        loops.append((loop, ticks))
         for tick in loop:
-            progress_iter.append(tick)
+            ticks.append(tick)
             yield tick
 
     result = ais(
@@ -273,7 +275,11 @@ def test_gradient_evaluations_and_progress_are_counted():
     )
     assert result.gradient_evaluations == sum(rows)
     assert max(rows[-84:]) <= 9
-    assert progress_iter == list(range(7 * 12))
+    (stages, pilot), (steps, islands) = loops
+    assert stages == range(200), "the limit of a pilot"
+    assert pilot == list(range(len(pilot)))
+    assert 0 < len(pilot) < 200
+    assert (steps, islands) == (range(7 * 12), list(range(7 * 12)))
     assert result.ess_curve.shape == result.acceptance.shape == (7,)
 
 

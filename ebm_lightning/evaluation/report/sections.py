@@ -19,16 +19,19 @@ SCORES = {
 CHANGES = {"linf": "L-inf attack, eps", "l2": "L2 attack, eps", "noise": "Gaussian noise, std"}
 
 
-def evaluation_sections(results: Results, folders: Mapping[str, Path], bins: int) -> list[Section]:
+def evaluation_sections(
+    results: Results, folders: Mapping[str, Path], bins: int, why: Mapping[str, str] | None = None
+) -> list[Section]:
     """The sections of a report. Sections of which nothing was measured are left out.
 
     Arguments:
         results: Metrics of each model, in the order of the columns.
         folders: Folder with each model's pictures.
         bins: Number of bins of the calibration error.
+        why: Why log Z of a model is not reliable, in one sentence, by the model's name.
     """
     view = _View(results, folders)
-    made = [_classifier(view, bins), _ood(view), _likelihood(view), _samples(view), _robustness(view)]
+    made = [_classifier(view, bins), _ood(view), _likelihood(view, why or {}), _samples(view), _robustness(view)]
     return [section for section in [*made, _refinement(view)] if section.tables or section.pictures]
 
 
@@ -109,16 +112,17 @@ def _ood_table(view: _View, score: str, sets: Sequence[str]) -> Table:
     return Table([SCORES[score], *columns], rows)
 
 
-def _likelihood(view: _View) -> Section:
+def _likelihood(view: _View, why: Mapping[str, str]) -> Section:
     reliable = all(metrics.get("ais/reliable") == 1 for metrics in view.results.values())
     up: Better = "higher" if reliable else "neither"
     down: Better = "lower" if reliable else "neither"
     return Section(
         "Likelihood",
         "log p(x) at temperature 1, with log Z by annealed importance sampling. Bits per dimension: lower is better. "
-        "Its standard error is that of log Z. If 'reliable' is 0, the chains did not agree: the likelihood may be far "
+        "Its standard error is that of log Z. If 'reliable' is 0, a check of log Z failed: the likelihood may be far "
         "too high, and no model is marked as better. Models whose chains ran at a low temperature are not densities of "
-        "images at temperature 1, and their likelihood is poor.",
+        "images at temperature 1, and their likelihood is poor."
+        + "".join(f" Log Z of '{name}' is not reliable. {reason}" for name, reason in why.items()),
         view.table(
             ("ais/bits_per_dim", "bits per dimension", down),
             ("ais/bits_per_dim_std_err", "standard error of the bits", "neither"),
