@@ -214,7 +214,8 @@ def closed_forms() -> dict[str, Floor]:
 
 def table(results: dict[str, dict[str, float]], floors: dict[str, Floor]) -> str:
     """All models side by side, one line per metric, and the densities in closed form."""
-    names = dict.fromkeys(key for values in results.values() for key in values if "/prior_" not in key)
+    left_out = ("/prior_", "/log_density/")
+    names = dict.fromkeys(k for values in results.values() for k in values if not any(part in k for part in left_out))
     lines = [f"{'':36}" + "".join(f"{name:>12}" for name in results)]
     for key in names:
         values = [f"{values[key]:12.4f}" if key in values else f"{'-':>12}" for values in results.values()]

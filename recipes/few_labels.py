@@ -39,10 +39,12 @@ class FewLabels(Digits):
         per_class: Labeled images of each class.
         seed: Seed of the choice of labeled images, and of the order of batches.
         batch_size: Images in each part of a batch.
+        augment_unlabeled: Augment the unlabeled images as the labeled ones.
     """
 
-    def __init__(self, per_class: int, seed: int, batch_size: int = 128) -> None:
+    def __init__(self, per_class: int, seed: int, batch_size: int = 128, augment_unlabeled: bool = False) -> None:
         super().__init__(batch_size, "affine", batch_size)
+        self.augment_unlabeled = augment_unlabeled
         self.per_class = per_class
         self.seed = seed
 
@@ -58,7 +60,8 @@ class FewLabels(Digits):
         clf = DataLoader(
             Subset(self.train, repeated.tolist()), n, shuffle=True, drop_last=True, collate_fn=identity_collate
         )
-        gen = DataLoader(self.train_gen, n, shuffle=True, drop_last=True, collate_fn=unlabeled)
+        images = self.train if self.augment_unlabeled else self.train_gen
+        gen = DataLoader(images, n, shuffle=True, drop_last=True, collate_fn=unlabeled)
         return CombinedLoader({"clf": clf, "gen": gen}, "min_size")
 
 
@@ -71,12 +74,13 @@ def main(
     seeds: int = 10,
     first_seed: int = 0,
     per_class: int = 5,
-    steps: int = 1200,
-    learning_rate: float = 2e-3,
+    steps: int = 900,
+    learning_rate: float = 3e-3,
     weight_decay: float = 0.3,
     generative_weight: float = 1.0,
-    sampler_steps: int = 10,
+    sampler_steps: int = 5,
     buffer_size: int = 256,
+    augment_unlabeled: bool = True,
     split: Split = "test",
     output: Path | None = None,
     progress_bar: bool = True,
@@ -93,6 +97,7 @@ def main(
         generative_weight: Weight of -log p(x).
         sampler_steps: MALA steps per batch.
         buffer_size: Number of persistent chains.
+        augment_unlabeled: Augment the unlabeled images too. The model then learns the density of augmented images.
         split: Images to measure accuracy on. Settings were chosen on "val".
         output: New or empty folder for metrics.json. Default: the next free runs/few-labels-N.
         progress_bar: Show a progress bar over the seeds.
@@ -133,7 +138,7 @@ def main(
         return float((model.eval()(x).argmax(1) == y).double().mean())
 
     for seed in tqdm(range(first_seed, first_seed + seeds), "seeds", disable=not progress_bar):
-        data = FewLabels(per_class, seed)
+        data = FewLabels(per_class, seed, augment_unlabeled=augment_unlabeled)
         data.setup()
         rows["with p(x)"].append(accuracy(data, generative_weight))
         rows["without p(x)"].append(accuracy(data, 0.0))

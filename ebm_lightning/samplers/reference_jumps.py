@@ -34,7 +34,8 @@ class ReferenceJumps(Sampler):
         cycles: Cycles per call.
 
     Raises:
-        ValueError: ``cycles`` is below 1, or ``kernel`` has no acceptance step. In use: the reference density has infinite mass.
+        ValueError: ``cycles`` is below 1, or ``kernel`` has no acceptance step. In use: the reference density has
+            infinite mass.
     """
 
     kernel: HMC = field(default_factory=MALA)

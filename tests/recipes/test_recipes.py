@@ -28,8 +28,8 @@ def test_digits_writes_metrics_figures_and_checkpoints(digits):
     assert all(isinstance(value, float) for value in metrics.values())
     figures = {path.name for path in folder.glob("*.png")}
     assert figures == {
-        "samples-by_class.png",
-        "samples-fresh.png",
+        "samples-conditional.png",
+        "samples-unconditional.png",
         "test-reliability.png",
         "ais-ess.png",
         *(f"ood-{name}.png" for name in SETS),

@@ -76,7 +76,7 @@ def test_metrics_have_their_names(run):
 def test_figures_are_images(run):
     offline, log = run
     files = {key(item): json.loads(item.value_json) for r in log for item in r.history.item if "filenames" in key(item)}
-    for name in ("samples/fresh", "test/reliability", "ood/noise", "ais/ess"):
+    for name in ("samples/unconditional", "test/reliability", "ood/noise", "ais/ess"):
         (path,) = files[f"{name}.filenames"]
         assert (offline / "files" / path).stat().st_size > 500
 
