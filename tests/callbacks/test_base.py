@@ -18,6 +18,7 @@ from ebm_lightning import (
     Refinement,
     ReplayBuffer,
     Robustness,
+    SampleAgreement,
     SampleGrid,
     SampleQuality,
     callbacks,
@@ -38,8 +39,9 @@ def loader():
 
 def every_callback(folder) -> list[L.Callback]:
     net = ConvNet((1, 8, 8), 3, 4)
+    ais = AISLogZ(1, temperatures=3, num_chains=20, directory=folder)
     return [
-        AISLogZ(1, temperatures=3, num_chains=20, directory=folder),
+        ais,
         Calibration(directory=folder),
         ChainDiagnostics(1),
         DivergenceGuard(2),
@@ -53,6 +55,7 @@ def every_callback(folder) -> list[L.Callback]:
         ),
         Refinement([0, 2]),
         Robustness([0.1], [0.5], [0.3], steps=2, directory=folder),
+        SampleAgreement(ais, samples=20, steps=2),
         SampleGrid(1, samples=4, source="fresh", directory=folder),
         SampleQuality(Penultimate(net), net, steps=2, samples=20),
     ]
