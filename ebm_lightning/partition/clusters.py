@@ -13,15 +13,16 @@ MAX_CLUSTERS = 40  # of all classes
 PATIENCE = 3  # counts without improvement before the search ends
 POINTS_PER_CLUSTER = 5
 RESTARTS = 3
+LINK, LINKED_QUANTILES = 1.3, (0.1, 0.25, 0.5, 0.75)  # distance, relative to a quantile of those to the 5th neighbor
 ITERATIONS = 15
 
 
 def clusters(data: Tensor, labels: Tensor | None = None) -> list[Tensor]:
     """The points of each cluster, each of shape (n, *shape), from at most 1000 of the points.
 
-    Each class is divided by k-means, in the number of clusters with the best BIC of a normal density with independent
-    coordinates for each of them. A class without clusters stays whole. The result does not depend on global random
-    state.
+    Each class is divided by k-means, or by single linkage where dense groups lie on a wide background. The number of
+    clusters has the best BIC of a normal density with independent coordinates for each of them. A class without
+    clusters stays whole. The result does not depend on global random state.
 
     References:
         Arthur & Vassilvitskii, k-means++: the advantages of careful seeding, 2007. Schwarz, 1978, for the BIC.
@@ -53,6 +54,11 @@ def _best_partition(rows: Tensor, most: int) -> Tensor:
     generator = make_generator(0, "clusters")
     best = torch.zeros(len(rows), dtype=torch.long)
     best_score, best_count = _criterion(rows, best), 1
+    for dense in LINKED_QUANTILES if len(rows) > 2 * POINTS_PER_CLUSTER else ():
+        assigned = _linked(rows, dense)
+        score = _criterion(rows, assigned)
+        if score > best_score and len(assigned.unique()) <= most:
+            best, best_score = assigned, score
     for tried, count in enumerate(COUNTS):
         if count > min(most, len(rows) // POINTS_PER_CLUSTER) or tried - COUNTS.index(best_count) > PATIENCE:
             break
@@ -75,6 +81,30 @@ def _k_means(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
         if torch.equal(previous, assigned):
             break
     return assigned
+
+
+def _linked(rows: Tensor, dense: float) -> Tensor:
+    """Groups of points that are linked by short distances, and all others as one more cluster.
+
+    Dense groups on a wide background are found so. k-means divides the background instead, because most of the
+    squared distance is there.
+
+    Arguments:
+        rows: Shape (N, D).
+        dense: The quantile of the distances to the 5th neighbor at which distances are short.
+    """
+    distances = torch.cdist(rows, rows)
+    to_neighbor = distances.kthvalue(POINTS_PER_CLUSTER + 1, dim=1).values  # the first is the point itself
+    linked = distances <= LINK * to_neighbor.quantile(dense)
+    label, n = torch.arange(len(rows)), len(rows)
+    while True:  # every point takes the smallest label among its neighbors
+        smallest = torch.where(linked, label, n).amin(1)
+        smallest = smallest[smallest]
+        if torch.equal(smallest, label):
+            break
+        label = smallest
+    sizes = label.bincount(minlength=n)
+    return torch.where(sizes[label] >= POINTS_PER_CLUSTER, label, n).unique(return_inverse=True)[1]
 
 
 def _seeds(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,8 @@
 """Mixture densities, and the one fitted to data: values, gradients, samples and clusters.
 
 Mutants killed: weights left out of log q, responsibilities without weights, components stacked in another order than
-the weights, samples in the order of the components, the variance of all data in place of that of a cluster.
+the weights, samples in the order of the components, clusters by k-means only, the variance of all data in
+place of that of a cluster.
 """
 
 import math
@@ -98,6 +99,17 @@ def test_a_class_with_clusters_is_divided_and_one_without_stays_whole(seed):
     x, y = spread_modes(seed, 3, 64)
     assert sorted(map(len, clusters(x, (y == 2).long()))) == [40, 40, 40]
     assert sorted(map(len, clusters(x, y))) == [40, 40, 40]
+
+
+@pytest.mark.parametrize("spikes", [1, 2, 3])
+def test_dense_groups_are_found_on_a_wide_background(spikes, seed):
+    """k-means divides the background, which has most of the squared distance, and merges the groups with its points."""
+    rng = make_generator(seed, "spikes")
+    background = torch.rand(70, 60, generator=rng)
+    centers = 0.3 + 0.4 * torch.rand(spikes, 60, generator=rng)
+    dense = [center + 0.025 * torch.randn(230 // spikes, 60, generator=rng) for center in centers]
+    found = clusters(torch.cat([background, *dense])[torch.randperm(70 + 230 // spikes * spikes, generator=rng)])
+    assert sorted(map(len, found)) == sorted([70, *map(len, dense)])
 
 
 def test_the_reference_has_its_weight_and_a_plane_gets_a_wide_normal(seed):
