@@ -74,7 +74,7 @@ def main(
     seeds: int = 10,
     first_seed: int = 0,
     per_class: int = 5,
-    steps: int = 900,
+    max_steps: int = 900,
     learning_rate: float = 3e-3,
     weight_decay: float = 0.3,
     generative_weight: float = 1.0,
@@ -91,7 +91,7 @@ def main(
         seeds: Number of choices of labeled images.
         first_seed: First seed.
         per_class: Labeled images of each class.
-        steps: Optimizer steps.
+        max_steps: Optimizer steps.
         learning_rate: Maximum learning rate of AdamW's one-cycle schedule.
         weight_decay: Weight decay of AdamW.
         generative_weight: Weight of -log p(x).
@@ -116,14 +116,14 @@ def main(
             generative_weight=weight,
             energy_l2=0.0,
             optimizer=functools.partial(torch.optim.AdamW, lr=learning_rate, weight_decay=weight_decay),
-            lr_scheduler=functools.partial(OneCycleLR, max_lr=learning_rate, total_steps=steps, pct_start=0.1),
+            lr_scheduler=functools.partial(OneCycleLR, max_lr=learning_rate, total_steps=max_steps, pct_start=0.1),
             coordinates=Compose(
                 [Quantiles(data.support, data.num_levels, smoothing=8.0), NormalScores(SHAPE), Whitening(SHAPE)]
             ),
             adaptation=Adaptation(),
         )
         trainer = L.Trainer(
-            max_steps=steps,
+            max_steps=max_steps,
             callbacks=[EMAWeightAveraging(decay=0.99)],
             gradient_clip_val=1.0,
             limit_val_batches=0,

@@ -185,3 +185,14 @@ def test_recipes_use_one_name_for_one_thing(script):
     tree = ast.parse(script.read_text())
     main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
     assert not {argument.arg for argument in main.args.args} & OTHER_NAMES
+
+
+@pytest.mark.slow
+def test_few_labels_compares_three_methods(tmp_path):
+    arguments = ("--seeds", "1", "--max_steps", "3", "--sampler_steps", "1", "--output", "out")
+    done = run(tmp_path, "few_labels.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(results["mean"]) == {"with p(x)", "without p(x)", "label spreading"}
+    assert results["mean"]["label spreading"] > 0.8
+    assert "test accuracy with 5 labels for each class" in done.stdout
