@@ -1,7 +1,7 @@
 """Train a density and classifier of handwritten digits: ``python recipes/digits.py``.
 
 The main model is a joint energy model at temperature 1: its chains move in coordinates that are fitted to the pixels,
-so log p(x) in bits per dimension means something and samples are samples of p(x). Beside it the recipe trains a plain
+so log p(x) in bits per dimension means something and samples are samples of p(x). The recipe also trains a plain
 classifier and a JEM as published, at a low temperature, and fits densities in closed form. It uses scikit-learn's
 bundled 8x8 digits, so nothing is downloaded, prints a table, and writes checkpoints, metrics.json and figures.
 """

@@ -117,6 +117,8 @@ class AISLogZ(Evaluation):
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         self._due = trainer.state.fn != "fit" or due(trainer.current_epoch + 1, self.every_n_epochs)
         self._energies = []
+        if self._due:
+            self.result = None  # so that other callbacks do not use that of an earlier epoch
 
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
         if not self._due:

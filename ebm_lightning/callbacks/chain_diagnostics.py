@@ -68,7 +68,7 @@ def chain_metrics(module: JEM, step: ChainStep) -> dict[str, Tensor | float]:
         metrics["at_wall"] = at_wall(state.x, module.support)
     if state.accepted is not None:
         metrics["acceptance"] = state.accepted.float().mean()
-    if module.adaptation is not None:
+    if module.adapted_sampler.adaptation is not None:
         metrics["repeats"] = float(step.repeats)
     if isinstance(step.chains, ReplayBuffer):
         age = step.chains.age.float()

@@ -98,7 +98,7 @@ class DivergenceGuard(L.Callback):
         self._snapshots.clear()
         self._snapshots.append(snapshot(trainer, pl_module))
         if self._resumed and isinstance(pl_module, JEM):  # built with the sampler's original step size
-            pl_module.scale_step(self.backoff**self.rollbacks)
+            pl_module.adapted_sampler.scale_step(self.backoff**self.rollbacks)
         self._resumed = False
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:

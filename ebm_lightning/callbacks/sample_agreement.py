@@ -66,12 +66,6 @@ class SampleAgreement(Evaluation):
         self.seed = seed
         self.metrics: dict[str, float] = {}
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if self.ais in callbacks and callbacks.index(self.ais) > callbacks.index(self):
-            raise _order_error("a later one")  # its result would be that of an earlier test
-
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         self.metrics = {}
 
@@ -92,7 +86,10 @@ class SampleAgreement(Evaluation):
         """
         result = self.ais.result
         if result is None or not len(result.samples):
-            raise _order_error("no result")
+            raise ValueError(
+                "'ais' should have run before SampleAgreement, got no result. Put the same AISLogZ before it in the "
+                "trainer's callbacks."
+            )
         with torch.autocast(module.device.type, enabled=False), torch.no_grad():
             fresh = self._fresh(module)
             annealed = result.samples.to(module.device)
@@ -122,10 +119,3 @@ class SampleAgreement(Evaluation):
             generator=make_generator(self.seed, "sample agreement", device=module.device),
         )
         return module.coordinates(x)
-
-
-def _order_error(got: str) -> ValueError:
-    return ValueError(
-        f"'ais' should have run before SampleAgreement, got {got}. Put the same AISLogZ before it in the trainer's "
-        "callbacks."
-    )

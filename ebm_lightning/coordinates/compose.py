@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class Compose(Coordinates):
         parts: The coordinates, in the order in which they are applied to x.
 
     Raises:
-        ValueError: There are no parts, or the values of one are outside the domain of the next.
+        ValueError: ``parts`` is empty, or the values of one are outside the domain of the next.
     """
 
     def __init__(self, parts: Sequence[Coordinates]) -> None:
@@ -64,7 +65,7 @@ class Compose(Coordinates):
 
     @property
     def _parts(self) -> list[Coordinates]:
-        return list(self.parts)  # type: ignore[arg-type]
+        return cast(list[Coordinates], list(self.parts))
 
     def _path(self, x: Tensor) -> list[Tensor]:
         """x and the values after each part, in float64."""

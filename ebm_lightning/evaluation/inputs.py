@@ -2,12 +2,12 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ebm_lightning.callbacks.ood_detection import ImageSource
@@ -16,6 +16,7 @@ from ebm_lightning.evaluation.features import Penultimate
 from ebm_lightning.evaluation.measurements import FeatureNetwork, holds_images
 from ebm_lightning.evaluation.ood_sets import OOD_SETS, OODSet
 from ebm_lightning.modules import ConditionalEBM
+from ebm_lightning.modules.fit_densities import in_coordinates
 from ebm_lightning.modules.training_data import pass_over, seeded_globally
 from ebm_lightning.supports import Density, Support
 from ebm_lightning.supports.density import FittedDensity
@@ -46,17 +47,9 @@ def initial_density(initial: Initial, model: ConditionalEBM, data: Data) -> Dens
     with seeded_globally(0):
         data.prepare_data()
         data.setup("fit")
-    density.fit(_in_coordinates(model, data, density.passes), model.num_classes)
+    batches = in_coordinates(model, lambda: pass_over(data.train_dataloader()), density.passes)
+    density.fit(batches, model.num_classes)
     return density
-
-
-def _in_coordinates(model: ConditionalEBM, data: L.LightningDataModule, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training inputs in the coordinates of the model, with labels, of several passes."""
-    for seed in range(passes):
-        with seeded_globally(seed):
-            for i, batch in enumerate(pass_over(data.train_dataloader())):
-                x, y = model.generative_batch(batch, i)
-                yield model.coordinates(x), y
 
 
 def ood_sources(

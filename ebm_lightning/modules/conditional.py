@@ -13,9 +13,9 @@ from ebm_lightning.chains.sampling import sample_chains, with_steps
 from ebm_lightning.checks import check_integer
 from ebm_lightning.coordinates import Coordinates
 from ebm_lightning.energies import JointEnergy
+from ebm_lightning.modules.batches import Batch, as_pair, check_labels, generative_pair, has_two_parts
 from ebm_lightning.modules.fit_coordinates import fit_coordinates
 from ebm_lightning.modules.fit_densities import fit_densities
-from ebm_lightning.modules.training_data import has_two_parts
 from ebm_lightning.resume.base import ResumableModule
 from ebm_lightning.resume.hparams import rebuild
 from ebm_lightning.rng import make_generator
@@ -23,9 +23,6 @@ from ebm_lightning.samplers import SGLD, Sampler
 from ebm_lightning.samplers.base import Progress
 from ebm_lightning.supports import Density, Euclidean, Support
 
-UNLABELED = -1
-"""Label of inputs without one, in batches of the generative terms."""
-Batch = tuple[Tensor, Tensor]
 Terms = dict[str, tuple[float, Tensor]]
 """Weight and value of each term of a loss, by its name."""
 OptimizerCallable = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -190,7 +187,9 @@ class ConditionalEBM(ResumableModule):
 
     def on_fit_start(self) -> None:
         fit_coordinates(self)
-        fit_densities(self)
+        if self.generator is None:
+            fit_densities(self)
+            self.start_chains()
         super().on_fit_start()
 
     def check_batch(self, x: Tensor, y: Tensor | None = None, *, unlabeled: bool = False) -> None:
@@ -203,50 +202,29 @@ class ConditionalEBM(ResumableModule):
             ValueError: They are not. The message says how to fix it.
         """
         self.domain.check(x)
-        if y is None:
-            return
-        if torch.is_floating_point(y) or y.shape != x.shape[:1]:
-            raise ValueError(
-                f"'y' should be integer labels of shape ({len(x)},), got {y.dtype} of shape {tuple(y.shape)}. "
-                "Use class indices, not one-hot or float targets."
-            )
-        least = UNLABELED if unlabeled else 0
-        if y.numel() and not least <= int(y.min()) <= int(y.max()) < self.num_classes:
-            raise ValueError(
-                f"'y' should be labels from 0 to {self.num_classes - 1}, got {int(y.min())} to {int(y.max())}. "
-                "Renumber the labels or change 'num_classes'."
-            )
+        if y is not None:
+            check_labels(y, len(x), self.num_classes, unlabeled=unlabeled)
 
-    def checked_batch(self, batch: Any, batch_idx: int, *, unlabeled: bool = False) -> Batch:
+    def checked_batch(self, batch: Any, batch_idx: int) -> Batch:
         """``batch`` as (x, y), checked by :meth:`check_batch`.
 
         Raises:
             ValueError: It is not a pair, or x or y is wrong.
         """
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise ValueError(
-                f"'batch' should be (x, y), or in training a dictionary of two such pairs, 'clf' and 'gen', got "
-                f"{type(batch).__name__}. Change what the loader yields."
-            )
-        x, y = batch
-        if x.device.type == "cpu" or batch_idx == 0:
-            self.check_batch(x, y, unlabeled=unlabeled)
-        return x, y
+        return self._checked(as_pair(batch), batch_idx, unlabeled=False)
 
     def generative_batch(self, batch: Any, batch_idx: int) -> Batch:
-        """A batch of the generative terms as (x, y): inputs alone are unlabeled, with labels of -1.
+        """A batch of the generative terms as (x, y): inputs without labels get labels of -1.
 
         Raises:
             ValueError: x or y is wrong.
         """
-        batch = batch["gen"] if has_two_parts(batch) else batch
-        if isinstance(batch, list | tuple) and len(batch) == 1:
-            (batch,) = batch
-        if isinstance(batch, Tensor):
-            if batch.device.type == "cpu" or batch_idx == 0:
-                self.check_batch(batch)
-            return batch, torch.full((len(batch),), UNLABELED, device=batch.device)
-        return self.checked_batch(batch, batch_idx, unlabeled=True)
+        return self._checked(generative_pair(batch), batch_idx, unlabeled=True)
+
+    def _checked(self, pair: Batch, batch_idx: int, *, unlabeled: bool) -> Batch:
+        if pair[0].device.type == "cpu" or batch_idx == 0:
+            self.check_batch(*pair, unlabeled=unlabeled)
+        return pair
 
     def training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
         """The arguments of :meth:`loss_terms` for a training batch."""

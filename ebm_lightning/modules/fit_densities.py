@@ -4,19 +4,18 @@ The fit reads the training data in a fixed order and under a fixed seed, as :mod
 says.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from ebm_lightning.modules.training_data import seeded_globally, training_batches
 from ebm_lightning.resume.lightning_internals import averaged_modules
-from ebm_lightning.supports import Density
 from ebm_lightning.supports.density import FittedDensity
 
 
-def fit_densities(module: Any, initial: Sequence[Density | None] = ()) -> None:
-    """Fit the densities that are part of the model, unless a checkpoint had them, and those in ``initial``.
+def fit_densities(module: Any) -> None:
+    """Fit the densities that are part of the model, unless a checkpoint had them, and the initial ones of its chains.
 
     Each takes one pass, in which a rank reads a part of the data, each item once. Every rank gets the same fit. With
     several ranks this is a collective operation. Global random states are restored afterwards. A dataset that draws
@@ -29,9 +28,10 @@ def fit_densities(module: Any, initial: Sequence[Density | None] = ()) -> None:
     of_model = {name: part for name, part in module.energy.named_modules() if isinstance(part, FittedDensity)}
     unfitted = {id(part): part for part in of_model.values() if not part.fitted}
     own = {id(part) for part in of_model.values()}
+    initial = [chains.initial for chains in module.running_chains().values()]
     fits = unfitted | {id(d): d for d in initial if isinstance(d, FittedDensity) and id(d) not in own}
     for density in fits.values():
-        batches = _in_coordinates(module, density.passes)
+        batches = in_coordinates(module, lambda: training_batches(module.trainer), density.passes)
         density.fit(batches, module.num_classes, lambda total: _all_reduce(total, module))
     if unfitted:
         for average in averaged_modules(module.trainer):  # copied from the module before the fit
@@ -40,11 +40,14 @@ def fit_densities(module: Any, initial: Sequence[Density | None] = ()) -> None:
                 average.energy.get_submodule(name).load_state_dict(part.state_dict())
 
 
-def _in_coordinates(module: Any, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs in coordinates, with labels, of several passes over this rank's part of the training data."""
+def in_coordinates(module: Any, data: Callable[[], Iterable[Any]], passes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs in the coordinates of ``module``, and their labels, of several passes over ``data()``.
+
+    Each pass has a seed of its own, so that dequantization noise differs between them.
+    """
     for seed in range(passes):
         with seeded_globally(seed):
-            for i, batch in enumerate(training_batches(module.trainer)):
+            for i, batch in enumerate(data()):
                 x, y = module.generative_batch(batch, i)
                 yield module.coordinates(x.to(module.device)), y
 

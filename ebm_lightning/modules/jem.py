@@ -13,20 +13,18 @@ from ebm_lightning.chains import Chains, ReplayBuffer
 from ebm_lightning.chains.step import ChainStep
 from ebm_lightning.checks import check_number
 from ebm_lightning.coordinates import Coordinates
+from ebm_lightning.modules.batches import check_all_labeled, has_two_parts
 from ebm_lightning.modules.conditional import (
-    UNLABELED,
     ConditionalEBM,
     LRSchedulerCallable,
     OptimizerCallable,
     Terms,
 )
-from ebm_lightning.modules.fit_coordinates import fit_coordinates
-from ebm_lightning.modules.fit_densities import fit_densities
 from ebm_lightning.modules.precompute_gradient import differs_in_training, precompute_gradient
-from ebm_lightning.modules.training_data import has_two_parts
 from ebm_lightning.resume.hparams import rebuild
 from ebm_lightning.rng import make_generator
-from ebm_lightning.samplers import SGLD, Adaptation, Compute, Sampler, State, eval_mode
+from ebm_lightning.samplers import SGLD, Adaptation, Compute, Sampler, eval_mode
+from ebm_lightning.samplers.adaptation import AdaptedSampler
 from ebm_lightning.supports import Support
 
 
@@ -82,8 +80,6 @@ class JEM(ConditionalEBM):
         ValueError: A negative weight, all weights 0, or an error of :class:`ConditionalEBM`.
     """
 
-    step_scale: Tensor | None
-
     def __init__(
         self,
         classifier: nn.Module,
@@ -110,9 +106,9 @@ class JEM(ConditionalEBM):
         super().__init__(
             classifier, num_classes, support, optimizer=optimizer, lr_scheduler=lr_scheduler, coordinates=coordinates
         )
-        self.adaptation: Adaptation | None = rebuild(adaptation, Adaptation, "adaptation")
-        self.register_buffer("step_scale", None if self.adaptation is None else torch.ones((), dtype=torch.float64))
-        self._sampler: Sampler = rebuild(sampler, Sampler, "sampler") or SGLD.jem()
+        self.adapted_sampler = AdaptedSampler(
+            rebuild(sampler, Sampler, "sampler") or SGLD.jem(), rebuild(adaptation, Adaptation, "adaptation")
+        )
         self.conditional_weight = conditional_weight
         self.generative_weight = generative_weight
         self.joint_weight = joint_weight
@@ -129,14 +125,12 @@ class JEM(ConditionalEBM):
 
     @property
     def sampler(self) -> Sampler:
-        """Moves the chains; with the adapted step size. Setting it ends what was adapted."""
-        return self._sampler if self.step_scale is None else self._sampler.scale_step(float(self.step_scale))
+        """Moves the chains, with the adapted step size. Setting it starts the adaptation anew."""
+        return self.adapted_sampler.current
 
     @sampler.setter
     def sampler(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        if self.step_scale is not None:
-            self.step_scale.fill_(1.0)
+        self.adapted_sampler.restart(sampler)
 
     # The loss, from top to bottom: override any of these.
 
@@ -208,15 +202,8 @@ class JEM(ConditionalEBM):
         chains = self.chains if y is None else self.class_chains
         energy = self.chain_energy if y is None else functools.partial(self.chain_energy, y=y)
         start, index = chains.draw(len(u), y, self.generator, data=u)
-
-        def run(x: Tensor) -> State:
-            return self.sampler.run(energy, x, support=self.support, generator=self.generator, compute=self.compute)
-
-        state, repeats = run(start), 0
-        if self.adaptation is not None and self.step_scale is not None:
-            limit = self.adaptation.limit(energy, u)
-            state, factor, repeats = self.adaptation.follow(run, state, limit)
-            self.step_scale.mul_(factor)
+        where = {"support": self.support, "generator": self.generator, "compute": self.compute}
+        state, repeats = self.adapted_sampler.run(energy, start, u, **where)
         chains.store(index, state.x)
         self.chain_step = ChainStep(chains, index, state, repeats)
         return state.x
@@ -258,12 +245,7 @@ class JEM(ConditionalEBM):
         self.generator = self._make_generator("chains", attempt)
         if self.chain_step is not None:
             self.chain_step.chains.reinitialize(self.chain_step.index, self.generator)
-        self.scale_step(factor)
-
-    def scale_step(self, factor: float) -> None:
-        """Multiply the sampler's step size by ``factor``, beside what an :class:`~ebm_lightning.Adaptation` does."""
-        if factor != 1:
-            self._sampler = self._sampler.scale_step(factor)
+        self.adapted_sampler.scale_step(factor)
 
     # Lightning's hooks.
 
@@ -273,17 +255,9 @@ class JEM(ConditionalEBM):
             return self._noisy(x), y
         x, y = self.checked_batch(batch["clf"], batch_idx)
         x_gen, y_gen = self.generative_batch(batch["gen"], batch_idx)
-        self._check_labels(y_gen, batch_idx)
+        if (self.joint_weight or self.class_conditional_weight) and (y_gen.device.type == "cpu" or batch_idx == 0):
+            check_all_labeled(y_gen)
         return x, y, self._noisy(x_gen), y_gen
-
-    def _check_labels(self, y: Tensor, batch_idx: int) -> None:
-        labels_needed = self.joint_weight or self.class_conditional_weight
-        if labels_needed and (y.device.type == "cpu" or batch_idx == 0) and (y == UNLABELED).any():
-            raise ValueError(
-                "'joint_weight' and 'class_conditional_weight' should be 0 for batches with unlabeled data, got "
-                f"{self.joint_weight} and {self.class_conditional_weight}. Only log p(x) needs no labels: set "
-                "'generative_weight'."
-            )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -292,13 +266,6 @@ class JEM(ConditionalEBM):
             energies = {"train/energy_pos": step.energy_pos, "train/energy_neg": step.energy_neg}
             self.log_dict(energies, prog_bar=True)
         return loss
-
-    def on_fit_start(self) -> None:
-        if self.generator is None:
-            fit_coordinates(self)
-            fit_densities(self, [chains.initial for chains in self.running_chains().values()])
-            self.start_chains()
-        super().on_fit_start()
 
     def derived_hyperparameters(self) -> dict[str, Any]:
         return {"implied_temperature": self.sampler.implied_temperature}

@@ -18,12 +18,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from ebm_lightning.modules.batches import has_two_parts
 from ebm_lightning.resume.lightning_internals import train_dataloader
-
-
-def has_two_parts(batch: Any) -> bool:
-    """Whether a training batch has separate parts for the conditional and the generative terms."""
-    return isinstance(batch, dict) and batch.keys() == {"clf", "gen"}
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class ThresholdConvNet(nn.Module):
 
     .. math:: h_{j} = \tanh(a_j (u - b_j)), \qquad j = 1, \dots, J
 
-    Each pixel gets thresholds b and slopes a of its own, which are learned. A convolution then reads whether a pixel is
+    Each pixel has its own thresholds b and slopes a, which are learned. A convolution then reads whether a pixel is
     above a level, and not only its value: a density has to tell gray levels apart that a classifier need not. The
     thresholds begin at the quantiles of a standard normal distribution, so the network is for normal scores
     (:class:`~ebm_lightning.NormalScores`). The last layer begins at 0: the model begins as its reference density.

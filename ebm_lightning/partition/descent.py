@@ -19,7 +19,7 @@ MOMENTUM, SQUARES = 0.5, 0.7  # a short memory, because the step size falls fast
 
 
 @dataclass
-class Coordinates:
+class StandardizedEnergy:
     """An energy as a function of z, shape (N, D), where x = mean + std z. Counts its evaluations.
 
     Attributes:
@@ -43,7 +43,9 @@ class Coordinates:
     evaluations: int = field(default=0)
 
     @classmethod
-    def of(cls, energy: Energy, support: Support, proposal: Density, generator: torch.Generator) -> "Coordinates":
+    def of(
+        cls, energy: Energy, support: Support, proposal: Density, generator: torch.Generator
+    ) -> "StandardizedEnergy":
         x = proposal.sample(256, generator=generator)
         rows = x.flatten(1).double()
         # Quantiles, since a heavy-tailed proposal may have no variance.
@@ -112,7 +114,7 @@ def _widest(energy: Energy, x: Tensor) -> torch.dtype:
     return torch.float64
 
 
-def minimize_on_sphere(space: Coordinates, z: Tensor, steps: int) -> Tensor:
+def minimize_on_sphere(space: StandardizedEnergy, z: Tensor, steps: int) -> Tensor:
     """The lowest points found from ``z``, shape (N, D), at the radius of each.
 
     Adam with a step size that falls geometrically from 0.3 to 1e-6 of the radius.
@@ -130,7 +132,7 @@ def minimize_on_sphere(space: Coordinates, z: Tensor, steps: int) -> Tensor:
     return _adam(space, z, 0.3 * radius, 1e-6 * radius, steps, project, tangent)
 
 
-def minimize(space: Coordinates, chains: int, steps: int) -> Tensor:
+def minimize(space: StandardizedEnergy, chains: int, steps: int) -> Tensor:
     """The lowest points found inside the support from samples of the proposal, shape (chains, D).
 
     Adam with a step size that falls geometrically from 0.3 to 1e-8 standard deviations.
@@ -139,7 +141,7 @@ def minimize(space: Coordinates, chains: int, steps: int) -> Tensor:
     return _adam(space, space.points[:chains], 0.3 * one, 1e-8 * one, steps, space.inside, lambda z, gradient: gradient)
 
 
-def descend(space: Coordinates, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def descend(space: StandardizedEnergy, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Minima of the basins of ``z``, shape (N, D), and their energies, shape (N,). No walls.
 
     Adam with a step size that falls geometrically by a factor of 4000. It starts at 0.4 of the distance of
@@ -151,7 +153,7 @@ def descend(space: Coordinates, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def _adam(
-    space: Coordinates,
+    space: StandardizedEnergy,
     z: Tensor,
     first: Tensor,
     last: Tensor,
@@ -186,7 +188,7 @@ class Shape(NamedTuple):
     excess: float
 
 
-def shape_on_sphere(space: Coordinates, z: Tensor) -> Shape:
+def shape_on_sphere(space: StandardizedEnergy, z: Tensor) -> Shape:
     """The shape at ``z``, shape (D,), by finite differences of gradients.
 
     In more than 512 dimensions it is taken to be flat, to bound the cost.

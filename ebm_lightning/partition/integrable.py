@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
-from ebm_lightning.partition.descent import Coordinates, minimize, minimize_on_sphere, shape_on_sphere
+from ebm_lightning.partition.descent import StandardizedEnergy, minimize, minimize_on_sphere, shape_on_sphere
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, Density, Support
 
@@ -79,13 +79,13 @@ def integrable(energy: Energy, support: Support, proposal: Density, generator: t
         ValueError: The energy is NaN at 100 standard deviations and beyond.
     """
     with frozen(energy), torch.inference_mode(False), torch.no_grad():
-        space = Coordinates.of(energy, support, proposal, generator)
+        space = StandardizedEnergy.of(energy, support, proposal, generator)
         if not isinstance(support, Box) and (_cones_are_infinite(space) or _valleys_are_infinite(space)):
             return Integrability(FALLS, space.evaluations)
         return Integrability(POLE if _poles_are_infinite(space) else "", space.evaluations)
 
 
-def _cones_are_infinite(space: Coordinates) -> bool:
+def _cones_are_infinite(space: StandardizedEnergy) -> bool:
     """Whether the energy grows too slowly along a random ray, and so along a cone of rays."""
     growth, rising = _growth_along(space, space.random_directions(RAYS))
     if growth.isnan().all():
@@ -95,7 +95,7 @@ def _cones_are_infinite(space: Coordinates) -> bool:
     return bool(((growth <= space.dimensions * (1 + SUFFICIENT)) & ~rising).any())
 
 
-def _growth_along(space: Coordinates, directions: Tensor) -> tuple[Tensor, Tensor]:
+def _growth_along(space: StandardizedEnergy, directions: Tensor) -> tuple[Tensor, Tensor]:
     """dE / d log r over the farthest decade in which it is known, shape (N,), and whether it is rising.
 
     NaN where the energy is NaN from the first radius on, as 0 times infinity is.
@@ -118,7 +118,7 @@ def slope(near: Tensor, far: Tensor) -> Tensor:
     return torch.where(far == -math.inf, -math.inf, change)
 
 
-def _valleys_are_infinite(space: Coordinates) -> bool:
+def _valleys_are_infinite(space: StandardizedEnergy) -> bool:
     """Whether some valley that descent finds, or an axis, holds infinite mass."""
     axes = space.axes(AXES)
     growth, rising = _growth_along(space, axes)
@@ -139,7 +139,7 @@ def _valleys_are_infinite(space: Coordinates) -> bool:
     return _is_infinite(space, valleys, slope(lower, far[slow]))
 
 
-def _descend(space: Coordinates) -> list[Tensor]:
+def _descend(space: StandardizedEnergy) -> list[Tensor]:
     """Low points on spheres of increasing radius, each shape (VALLEYS, D). Each starts from the one before."""
     points = minimize_on_sphere(space, RADII[0] * space.random_directions(CHAINS), STEPS)
     valleys = [points[space.energy(points).argsort()[:VALLEYS]]]
@@ -148,7 +148,7 @@ def _descend(space: Coordinates) -> list[Tensor]:
     return valleys
 
 
-def _is_infinite(space: Coordinates, valleys: list[Tensor], growth: Tensor) -> bool:
+def _is_infinite(space: StandardizedEnergy, valleys: list[Tensor], growth: Tensor) -> bool:
     """Whether the growth along one of the slowest valleys is too small for how its width grows.
 
     A curved valley counts only if both points are minima. Otherwise their difference says nothing.
@@ -164,13 +164,13 @@ def _is_infinite(space: Coordinates, valleys: list[Tensor], growth: Tensor) -> b
     return False
 
 
-def _poles_are_infinite(space: Coordinates) -> bool:
+def _poles_are_infinite(space: StandardizedEnergy) -> bool:
     """Whether the energy falls too fast towards the lowest points that descent finds."""
     lowest = minimize(space, POLE_CHAINS, STEPS)
     return any(_is_infinite_pole(space, point) for point in lowest)
 
 
-def _is_infinite_pole(space: Coordinates, point: Tensor) -> bool:
+def _is_infinite_pole(space: StandardizedEnergy, point: Tensor) -> bool:
     """Whether exp(-E) has an infinite integral near ``point``, shape (D,).
 
     Over k dimensions, |x|^-a has one if a >= k. k is the effective rank of the gradients around the point.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.partition.annealing_path import Annealing
-from ebm_lightning.partition.descent import Coordinates, descend
+from ebm_lightning.partition.descent import StandardizedEnergy, descend
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box
@@ -79,7 +79,7 @@ def missed_modes(annealing: Annealing, x: Tensor, estimate: LogZ, generator: tor
     if isinstance(annealing.support, Box) or x[0].numel() > MAX_DIMENSIONS:
         return MissedModes("", 0.0, 0.0, 0)
     with frozen(annealing.energy), torch.inference_mode(False), torch.no_grad():
-        space = Coordinates.of(annealing.energy, annealing.support, annealing.proposal, generator)
+        space = StandardizedEnergy.of(annealing.energy, annealing.support, annealing.proposal, generator)
         ends = (x.flatten(1).double() - space.mean) / space.std
         share = estimate.log_weights.to(x.device).softmax(0)
         log_z = estimate.log_z - float(space.std.log().sum())
@@ -104,7 +104,7 @@ def missed_modes(annealing: Annealing, x: Tensor, estimate: LogZ, generator: tor
     return MissedModes(why, missing, excess, space.evaluations)
 
 
-def _modes(space: Coordinates) -> list[_Mode]:
+def _modes(space: StandardizedEnergy) -> list[_Mode]:
     """Distinct minima from wide starting points, the lowest first."""
     starts = torch.cat([width * space.points[k::4][:STARTS] for k, width in enumerate(WIDTHS)])
     z, energies = descend(space, starts, STEPS)
@@ -123,7 +123,7 @@ def _known(modes: list[_Mode], z: Tensor) -> bool:
     return any(bool(mode.contains(z[None])) for mode in modes)
 
 
-def _mode(space: Coordinates, z: Tensor) -> _Mode | None:
+def _mode(space: StandardizedEnergy, z: Tensor) -> _Mode | None:
     """The normal density around the minimum near ``z``, by Newton steps; None where the energy is not convex."""
     for _ in range(NEWTON_STEPS):
         energy, gradient, curvature, vectors = space.second_order(z)
@@ -148,7 +148,7 @@ def _region(modes: list[_Mode], k: int, z: Tensor) -> Tensor:
     return inside
 
 
-def _mass(space: Coordinates, modes: list[_Mode], k: int, log_z: float) -> tuple[float, float]:
+def _mass(space: StandardizedEnergy, modes: list[_Mode], k: int, log_z: float) -> tuple[float, float]:
     """The mass in the region of a mode relative to Z, and its standard error."""
     mode, n = modes[k], min(SAMPLES_PER_MODE, SAMPLES // len(modes))
     d = len(mode.center)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
-from ebm_lightning.partition.descent import Coordinates
+from ebm_lightning.partition.descent import StandardizedEnergy
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, Density, Support
 
@@ -48,7 +48,7 @@ def valley_verdict(
     if isinstance(support, Box) or not 2 <= dimensions <= MAX_DIMENSIONS:
         return "", 0
     with frozen(energy), torch.inference_mode(False), torch.no_grad():
-        space = Coordinates.of(energy, support, proposal, generator)
+        space = StandardizedEnergy.of(energy, support, proposal, generator)
         weights = log_w.double().softmax(0).to(x.device)
         picked = torch.multinomial(weights, ENDS, replacement=True, generator=generator)
         z = (x.flatten(1).double()[picked] - space.mean) / space.std
@@ -62,7 +62,7 @@ def valley_verdict(
         return "", space.evaluations
 
 
-def _follow(space: Coordinates, z: Tensor, sign: float, far: float) -> float:
+def _follow(space: StandardizedEnergy, z: Tensor, sign: float, far: float) -> float:
     """Distance beyond ``far`` at which the valley through ``z`` still holds mass; 0 if it does not get there."""
     here = _floor(space, z, None)
     here = here._replace(direction=sign * here.direction)
@@ -93,7 +93,7 @@ class _Floor(NamedTuple):
     energy: float
 
 
-def _floor(space: Coordinates, z: Tensor, along: Tensor | None) -> _Floor:
+def _floor(space: StandardizedEnergy, z: Tensor, along: Tensor | None) -> _Floor:
     """The floor near ``z``, by Newton steps across the softest direction, or the one most parallel to ``along``."""
     for _ in range(NEWTON_STEPS):
         energy, gradient, curvature, vectors = space.second_order(z)

@@ -27,7 +27,7 @@ class ResumableModule(L.LightningModule):
     """A LightningModule whose runs resume exactly, and whose hyperparameters load with ``weights_only=True``.
 
     A subclass that runs chains returns them from :meth:`running_chains`, draws from ``self.generator``, and creates
-    both in its ``on_fit_start`` before it calls that of this class.
+    both in :meth:`start_chains`, which it calls in its ``on_fit_start`` before that of this class.
 
     Attributes:
         generator: Source of randomness of this rank's chains; None before training.
@@ -41,6 +41,9 @@ class ResumableModule(L.LightningModule):
     def running_chains(self) -> dict[str, Chains]:
         """The chains that the loss needs, by the names of their attributes. Empty by default."""
         return {}
+
+    def start_chains(self) -> None:
+        """Create ``self.generator`` and set up the chains. Does nothing by default."""
 
     def derived_hyperparameters(self) -> dict[str, Any]:
         """Values that follow from the constructor's arguments. Loggers show them; checkpoints do not contain them."""

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebm_lightning.checks import check_integer, check_number
 from ebm_lightning.energies import Energy
-from ebm_lightning.samplers.base import State
+from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.freeze import frozen
 
 
@@ -84,3 +85,59 @@ class Adaptation:
         while float(state.energy.mean()) > limit and repeats < self.max_repeats:
             state, repeats = run(state.x), repeats + 1
         return state, math.exp(self.rate * change), repeats
+
+
+class AdaptedSampler(nn.Module):
+    """A sampler whose step size follows an :class:`Adaptation`, as part of a model's state.
+
+    Arguments:
+        sampler: Moves chains, with its first step size.
+        adaptation: How the step size changes. None keeps it; there is then no state.
+    """
+
+    step_scale: Tensor | None
+
+    def __init__(self, sampler: Sampler, adaptation: Adaptation | None = None) -> None:
+        super().__init__()
+        self.adaptation = adaptation
+        self._sampler = sampler
+        self.register_buffer("step_scale", None if adaptation is None else torch.ones((), dtype=torch.float64))
+
+    @property
+    def current(self) -> Sampler:
+        """The sampler with the adapted step size."""
+        return self._sampler if self.step_scale is None else self._sampler.scale_step(float(self.step_scale))
+
+    def restart(self, sampler: Sampler) -> None:
+        """Use another sampler, with its own step size."""
+        self._sampler = sampler
+        if self.step_scale is not None:
+            self.step_scale.fill_(1.0)
+
+    def scale_step(self, factor: float) -> None:
+        """Multiply the first step size by ``factor``. What was adapted is kept."""
+        if factor != 1:
+            self._sampler = self._sampler.scale_step(factor)
+
+    def run(self, energy: Energy, start: Tensor, data: Tensor, **where: Any) -> tuple[State, int]:
+        """Move chains, and adapt the step size.
+
+        Arguments:
+            energy: Maps (N, *shape) to (N,).
+            start: Initial points, shape (N, *shape).
+            data: Data whose mean energy the chains should reach, shape (N, *shape).
+            where: ``support``, ``generator`` and ``compute``, as for :meth:`Sampler.run`.
+
+        Returns:
+            The last state, and how often the chains ran again.
+        """
+
+        def run(x: Tensor) -> State:
+            return self.current.run(energy, x, **where)
+
+        state = run(start)
+        if self.adaptation is None or self.step_scale is None:
+            return state, 0
+        state, factor, repeats = self.adaptation.follow(run, state, self.adaptation.limit(energy, data))
+        self.step_scale.mul_(factor)
+        return state, repeats

@@ -21,10 +21,10 @@ class ReferenceJumps(Sampler):
     .. math:: x' \sim q, \qquad \alpha = \min\left(1, \frac{e^{-E(x')} q(x)}{e^{-E(x)} q(x')}\right)
 
     The stationary distribution is exp(-E), as that of the kernel. Local steps do not cross the regions of low density
-    between classes; a jump does, so that the share of chains in each class follows the model. It is accepted often if
-    the model is close to its reference density, as one with ``Euclidean(shape, reference=ClassGaussians())`` in fitted
-    coordinates is. ``reinit_prob`` of the replay buffer can then be 0. A cycle costs two evaluations of the energy
-    beside its steps.
+    between classes; a jump does, so that the fraction of chains in each class follows the model. It is often accepted
+    if the model is close to its reference density, as one with ``Euclidean(shape, reference=ClassGaussians())`` in fitted
+    coordinates is. ``reinit_prob`` of the replay buffer can then be 0. In addition to its steps, a cycle costs two
+    evaluations of the energy.
 
     References:
         Tierney, Markov chains for exploring posterior distributions, 1994, sec. 2.3.3 (independence chains).
@@ -40,16 +40,13 @@ class ReferenceJumps(Sampler):
 
     kernel: HMC = field(default_factory=MALA)
     cycles: int = 1
+    steps: int = field(init=False)  # of the kernel in all cycles
 
     def __post_init__(self) -> None:
         check_integer("cycles", self.cycles, at_least=1)
         if not isinstance(self.kernel, HMC):
             raise ValueError(f"'kernel' should be HMC, MALA or GHMC, got {type(self.kernel).__name__}.")
-
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        """Steps of the kernel in all cycles."""
-        return self.cycles * self.kernel.steps
+        object.__setattr__(self, "steps", self.cycles * self.kernel.steps)  # the dataclass is frozen
 
     @property
     def step_size(self) -> float:

@@ -38,7 +38,7 @@ class ClassGaussians(ExactBuffers, FittedDensity):
     Arguments:
         ridge: Variance added to every component, in squared units of x. It keeps the covariance invertible if a
             component is constant or a class has fewer images than D.
-        shrinkage: lambda, from 0 (each class has a covariance of its own) to 1 (all have the same).
+        shrinkage: lambda, from 0 (each class has another covariance) to 1 (all have the same).
         passes: Passes over the data for the fit. Several average over dequantization noise, which is new in each.
 
     Raises:

@@ -18,7 +18,7 @@ def test_resuming_twice_does_not_shrink_the_step(tmp_path):
         runner.fit(module, batches(shape=(2,)), ckpt_path=path)
         path = tmp_path / f"{steps}.ckpt"
         runner.save_checkpoint(path)
-        scale, step_size = float(module.step_scale), module.sampler.step_size
+        scale, step_size = float(module.adapted_sampler.step_scale), module.sampler.step_size
         module = JEM(MLP(2, 3), 3, Box(-1, 1, (2,)), MALA(0.2, 2), ReplayBuffer(40), adaptation=Adaptation(rate=0.5))
         module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
         assert module.sampler.step_size == step_size == 0.2 * scale

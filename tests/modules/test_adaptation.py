@@ -56,8 +56,8 @@ def test_the_step_size_follows_the_acceptance(tmp_path):
     assert len(seen) == 9
     for acceptance, factor in seen:
         assert factor == pytest.approx(math.exp(0.3 * (acceptance - 0.6)), rel=1e-9)
-    assert module.step_scale.item() == pytest.approx(math.prod(factor for _, factor in seen), rel=1e-9)
-    assert module.sampler == MALA(0.05 * module.step_scale.item(), 2)
+    assert module.adapted_sampler.step_scale.item() == pytest.approx(math.prod(factor for _, factor in seen), rel=1e-9)
+    assert module.sampler == MALA(0.05 * module.adapted_sampler.step_scale.item(), 2)
 
 
 class Ramp(nn.Module):
@@ -119,26 +119,26 @@ def test_a_sampler_without_acceptance_is_refused(tmp_path):
 def test_nothing_changes_outside_of_training(tmp_path):
     module, t = adapted(), trainer(tmp_path, callbacks=[ChainDiagnostics(1)])
     t.fit(module, batches())
-    scale = module.step_scale.clone()
+    scale = module.adapted_sampler.step_scale.clone()
     assert scale != 1
     module.sample(20)
     module.sample(20, sampler=MALA(0.01, 3), steps=2)
     t.validate(module, batches(), verbose=False)
     t.test(module, batches(), verbose=False)
     t.predict(module, batches())
-    assert torch.equal(module.step_scale, scale)
+    assert torch.equal(module.adapted_sampler.step_scale, scale)
 
 
 def test_a_new_sampler_has_its_own_step_size(tmp_path):
     module = adapted()
     trainer(tmp_path).fit(module, batches())
     module.sampler = MALA(0.2, 4)
-    assert module.step_scale == 1
+    assert module.adapted_sampler.step_scale == 1
     assert module.sampler == MALA(0.2, 4)
     module.restart_chains(1, factor=0.5)
     assert module.sampler.step_size == pytest.approx(0.1)
-    assert jem().step_scale is None
-    assert "step_scale" not in jem().state_dict()
+    assert jem().adapted_sampler.step_scale is None
+    assert "adapted_sampler.step_scale" not in jem().state_dict()
 
 
 def test_a_checkpoint_has_the_adapted_step_size(tmp_path):
@@ -147,8 +147,8 @@ def test_a_checkpoint_has_the_adapted_step_size(tmp_path):
     t.save_checkpoint(tmp_path / "m.ckpt")
     again = JEM.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
     assert again.sampler == module.sampler != MALA(0.05, 2)
-    assert again.adaptation == FAST
-    assert again.step_scale.dtype == torch.float64
+    assert again.adapted_sampler.adaptation == FAST
+    assert again.adapted_sampler.step_scale.dtype == torch.float64
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     assert torch.equal(*(m.eval().sample(5, generator=g) for m, g in zip((again, module), generators, strict=True)))
     assert again.hparams["sampler"]["init_args"]["step_size"] == 0.05
@@ -174,7 +174,7 @@ def test_a_resumed_run_ends_bit_equal(tmp_path):
     for step in (1, 4, 10):
         again = fit_or_resume(tmp_path, tmp_path / f"step={step}.ckpt")
         assert not same(final(again), final(whole)), step
-        assert torch.equal(again.step_scale, whole.step_scale)
+        assert torch.equal(again.adapted_sampler.step_scale, whole.adapted_sampler.step_scale)
         assert again.sampler == whole.sampler
 
 
@@ -184,15 +184,15 @@ def test_averaged_weights_have_the_averaged_step_size(tmp_path):
 
     class Spy(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
-            scales.append(float(pl_module.step_scale))
+            scales.append(float(pl_module.adapted_sampler.step_scale))
 
     module = adapted()
     trainer(tmp_path, max_epochs=2, callbacks=[EMAWeightAveraging(decay=0.5), Spy()]).fit(module, batches())
     expected = scales[0]
     for scale in scales[1:]:
         expected = 0.5 * expected + 0.5 * scale
-    assert min(scales) < module.step_scale.item() < max(scales)
-    assert module.step_scale.item() == pytest.approx(expected, rel=0.1)
+    assert min(scales) < module.adapted_sampler.step_scale.item() < max(scales)
+    assert module.adapted_sampler.step_scale.item() == pytest.approx(expected, rel=0.1)
     module.load_state_dict(module.state_dict())
 
 
@@ -232,11 +232,15 @@ def test_a_config_builds_it(wrapped, tmp_path, monkeypatch):
     off = {"logger": False, "enable_checkpointing": False}
     monkeypatch.setattr("sys.argv", ["train", "--config", "model.yaml"])
     module = LightningCLI(JEM, run=False, trainer_defaults=off, seed_everything_default=False).model
-    assert module.adaptation == Adaptation(0.7, max_gap=6.0)
+    assert module.adapted_sampler.adaptation == Adaptation(0.7, max_gap=6.0)
     assert module.sampler == ReferenceJumps(MALA(0.3, 4), 2)
     t = trainer(tmp_path)
     t.fit(module, batches())
     t.save_checkpoint("m.ckpt")
     again = load_model("m.ckpt")
-    assert (again.adaptation, again.sampler, again.support) == (module.adaptation, module.sampler, BOX)
-    assert again.step_scale != 1
+    assert (again.adapted_sampler.adaptation, again.sampler, again.support) == (
+        module.adapted_sampler.adaptation,
+        module.sampler,
+        BOX,
+    )
+    assert again.adapted_sampler.step_scale != 1
