@@ -22,9 +22,9 @@ class ReferenceJumps(Sampler):
 
     The stationary distribution is exp(-E), as that of the kernel. Local steps do not cross the regions of low density
     between classes; a jump does, so that the fraction of chains in each class follows the model. It is often accepted
-    if the model is close to its reference density, as one with ``Euclidean(shape, reference=ClassGaussians())`` in fitted
-    coordinates is. ``reinit_prob`` of the replay buffer can then be 0. In addition to its steps, a cycle costs two
-    evaluations of the energy.
+    if the model is close to its reference density, as one with ``Euclidean(shape, reference=ClassGaussians())`` in
+    fitted coordinates is. ``reinit_prob`` of the replay buffer can then be 0. In addition to its steps, a cycle costs
+    two evaluations of the energy.
 
     References:
         Tierney, Markov chains for exploring posterior distributions, 1994, sec. 2.3.3 (independence chains).
