@@ -12,14 +12,16 @@ from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Sch
 from ebm_lightning.partition.energy_checks import checked_arguments, rounding_error
 from ebm_lightning.partition.evidence import with_evidence
 from ebm_lightning.partition.integrable import integrable
+from ebm_lightning.partition.islands import Island
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.partition.mixture import data_base
+from ebm_lightning.partition.noise_annealing import NoiseAnnealing, from_noise
 from ebm_lightning.partition.pilot import tune_path
 from ebm_lightning.partition.rbm_ais import classification_rbm_ais
 from ebm_lightning.partition.resampling import systematic, take
-from ebm_lightning.partition.smc import Island, OneProcess, Ranks, combine, island_sizes, run_islands
+from ebm_lightning.partition.smc import OneProcess, Ranks, combine, island_sizes, run_islands
 from ebm_lightning.rng import make_generator, seed_and_device
-from ebm_lightning.samplers import GHMC, HMC, frozen
+from ebm_lightning.samplers import GHMC, HMC, NoiseRefresh, frozen
 from ebm_lightning.samplers.base import Progress
 from ebm_lightning.samplers.gradient import evaluating
 from ebm_lightning.supports import Binary, Density, Support
@@ -32,7 +34,7 @@ def ais(
     support: Support,
     *,
     proposal: Density | Literal["data"] | None = None,
-    kernel: HMC | None = None,
+    kernel: HMC | NoiseRefresh | None = None,
     temperatures: int = 250,
     num_chains: int = 1000,
     schedule: Schedule = "adaptive",
@@ -70,7 +72,8 @@ def ais(
         proposal: q_0: any :class:`~ebm_lightning.supports.Density` on the same domain; by default the support's
             reference density; "data" for a mixture of normals fitted to ``data`` and the reference density. Required on
             Euclidean. A density that vanishes at a wall can make log Z too low without a sign in the diagnostics.
-        kernel: GHMC by default, or HMC or MALA. A pilot run tunes its step size.
+        kernel: GHMC by default, or HMC or MALA; NoiseRefresh for a proposal that makes x from noise. A pilot run tunes
+            its step size.
         temperatures: Number of steps of beta from 0 to 1.
         num_chains: Total number of chains. They run in at least 10 islands, whose spread gives the error.
         schedule: Spacing of the temperatures: "adaptive" makes all steps equally hard, "linear" equally long, and
@@ -116,7 +119,7 @@ def ais(
             ranks=ranks,
         )
     sizes = island_sizes(num_chains, chunk_size)
-    annealing = Annealing(energy, support, start, kernel or GHMC())
+    annealing = _annealing(energy, support, start, kernel)
     integral = integrable(energy, support, annealing.proposal, make_generator(seed, "rays", device=device))
     if not integral.finite:
         evaluations = integral.gradient_evaluations
@@ -133,11 +136,17 @@ def ais(
         checks
         + integral.gradient_evaluations
         + path.gradient_evaluations
-        + num_chains * (1 + temperatures * annealing.kernel.leapfrogs)
+        + num_chains * (1 + temperatures * annealing.move_cost)
     )
     result = combine(islands, path.betas, resampled=resample, gradient_evaluations=cost)
     with evaluating(compiled=False, chunk_size=chunk_size):
         return with_evidence(result, islands, annealing, path, seed, device, data, labels)
+
+
+def _annealing(energy: Energy, support: Support, start: Density, kernel: HMC | NoiseRefresh | None) -> Annealing:
+    if isinstance(kernel, NoiseRefresh) or (kernel is None and from_noise(start) is not None):
+        return NoiseAnnealing(energy, support, start, kernel or NoiseRefresh())
+    return Annealing(energy, support, start, kernel or GHMC())
 
 
 def anneal(

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
-from ebm_lightning.samplers.hmc import HMC, Phase, Tempered, hamiltonian_move
+from ebm_lightning.partition.preconditioner import log_width
+from ebm_lightning.samplers import HMC, NoiseRefresh
+from ebm_lightning.samplers.hmc import Phase, Tempered, hamiltonian_move
 from ebm_lightning.samplers.preconditioner import Turn, TurnedStep
 from ebm_lightning.supports import Density, Support
 
@@ -88,6 +90,10 @@ class AnnealingPath:
     why: str = ""
 
 
+Move = Tensor | TurnedStep
+"""Step size times preconditioner of one move."""
+
+
 @dataclass(frozen=True)
 class Annealing:
     """What is annealed: an energy on its support, starting from a proposal q_0, moved by a kernel."""
@@ -95,7 +101,7 @@ class Annealing:
     energy: Energy
     support: Support
     proposal: Density
-    kernel: HMC
+    kernel: HMC | NoiseRefresh
 
     def begin(
         self, x: Tensor, generator: torch.Generator, beta: float = 0.0, path_exponent: float = 1.0
@@ -105,11 +111,27 @@ class Annealing:
         momenta = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return target, target.at(x, momenta)
 
-    def move(
-        self, target: Tempered, phase: Phase, step: Tensor | TurnedStep, generator: torch.Generator
-    ) -> tuple[Phase, Tensor]:
+    def move(self, target: Tempered, phase: Phase, step: Move, generator: torch.Generator) -> tuple[Phase, Tensor]:
         """One move of the kernel: the chains after it, and which proposals were accepted, shape (N,), bool."""
+        assert isinstance(self.kernel, HMC)
         return hamiltonian_move(target, phase, step, self.support, self.kernel, generator)
+
+    def log_width(self, target: Tempered, phase: Phase) -> Tensor:
+        """Log of the unit of the step size, broadcastable to x."""
+        return log_width(target, phase)
+
+    max_log_step: ClassVar[float] = math.inf
+
+    @property
+    def move_cost(self) -> int:
+        """Evaluations of the energy per chain and move."""
+        assert isinstance(self.kernel, HMC)
+        return self.kernel.leapfrogs
+
+    @property
+    def keeps_proposal(self) -> bool:
+        """Whether moves at beta = 0 are draws of the proposal, so that nothing is far from where chains start."""
+        return False
 
 
 def next_beta(target: Tempered, phase: Phase, min_ess: float, highest: float = 1.0) -> float:

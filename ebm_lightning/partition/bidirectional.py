@@ -77,7 +77,7 @@ def reverse_ais(
         return LogZ(math.nan, math.nan, 0.0, integrable=False, why=integral.why, reverse=True)
     path = tune_path(annealing, temperatures, schedule, seed, device)
     log_w = _reverse_weights(annealing, path, samples.to(device), make_generator(seed, "reverse", device=device))
-    cost = checks + path.gradient_evaluations + len(log_w) * (1 + temperatures * annealing.kernel.leapfrogs)
+    cost = checks + path.gradient_evaluations + len(log_w) * (1 + temperatures * annealing.move_cost)
     ess = relative_ess(-log_w)
     log_z = -float(log_mean_exp(-log_w))
     std_err = math.sqrt(max(0.0, (1 / ess - 1) / len(log_w)))

@@ -95,7 +95,7 @@ def _linked(rows: Tensor, dense: float) -> Tensor:
     """
     distances = torch.cdist(rows, rows)
     to_neighbor = distances.kthvalue(POINTS_PER_CLUSTER + 1, dim=1).values  # the first is the point itself
-    linked = distances <= LINK * to_neighbor.quantile(dense)
+    linked = (distances <= LINK * to_neighbor.quantile(dense)).fill_diagonal_(True)  # also where points repeat
     label, n = torch.arange(len(rows)), len(rows)
     while True:  # every point takes the smallest label among its neighbors
         smallest = torch.where(linked, label, n).amin(1)

@@ -13,7 +13,6 @@ from torch import Tensor
 from ebm_lightning.partition.annealing_path import Annealing, next_beta
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp
 from ebm_lightning.partition.mixture import Mixture, data_base
-from ebm_lightning.partition.preconditioner import log_width
 from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.samplers import frozen
 from ebm_lightning.samplers.hmc import Phase, Tempered
@@ -151,7 +150,7 @@ def _explore(annealing: Annealing, nearest: Tensor, generator: torch.Generator) 
         log_fractions = torch.stack([_log_mass(base, nearest, x, even) for x in phase.x.split(ISLAND_CHAINS)])
     ends = log_fractions.exp().mean(0)
     return Exploration(
-        log_z.cpu() + log_fractions, ends, complete, n * (1 + stages * STAGE_MOVES * annealing.kernel.leapfrogs)
+        log_z.cpu() + log_fractions, ends, complete, n * (1 + stages * STAGE_MOVES * annealing.move_cost)
     )
 
 
@@ -165,7 +164,7 @@ def _move(
     annealing: Annealing, target: Tempered, phase: Phase, log_step: float, generator: torch.Generator
 ) -> tuple[Phase, float]:
     """Moves at one beta that adapt the step size: the chains after them, and the log of the relative step size."""
-    width = log_width(target, phase)
+    width = annealing.log_width(target, phase)
     for move in range(STAGE_MOVES):
         step = (width + log_step).exp().to(phase.x.dtype)
         phase, accepted = annealing.move(target, phase, step, generator)

@@ -11,7 +11,7 @@ from ebm_lightning.energies import Energy, check_energies
 from ebm_lightning.partition.annealing_path import Schedule
 from ebm_lightning.partition.domains import checked_support
 from ebm_lightning.partition.proposals import check_samples, checked_proposal
-from ebm_lightning.samplers import HMC, Sampler
+from ebm_lightning.samplers import HMC, NoiseRefresh, Sampler
 from ebm_lightning.samplers.freeze import frozen, modules_of
 from ebm_lightning.supports import Binary, Density, Support
 
@@ -24,7 +24,7 @@ def checked_arguments(
     support: Support,
     *,
     proposal: Density | None,
-    kernel: HMC | None,
+    kernel: HMC | NoiseRefresh | None,
     temperatures: int,
     schedule: Schedule,
     generator: torch.Generator | None,
@@ -56,7 +56,7 @@ def checked_arguments(
 
 def check_settings(
     support: Support,
-    kernel: HMC | None,
+    kernel: HMC | NoiseRefresh | None,
     temperatures: int,
     schedule: Schedule,
     generator: torch.Generator | None,
@@ -76,7 +76,7 @@ def check_settings(
     if schedule not in get_args(Schedule):
         names = ", ".join(map(repr, get_args(Schedule)))
         raise ValueError(f"'schedule' should be one of {names}, got {schedule!r}.")
-    if kernel is not None and not isinstance(kernel, HMC):
+    if kernel is not None and not isinstance(kernel, HMC | NoiseRefresh):
         raise ValueError(f"'kernel' should be GHMC(), HMC() or MALA(), got {_kernel_fault(kernel)}")
 
 

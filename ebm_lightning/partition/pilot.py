@@ -18,7 +18,7 @@ from ebm_lightning.partition.annealing_path import (
     next_beta,
     spaced_betas,
 )
-from ebm_lightning.partition.preconditioner import Scale, change, choose_scale, log_width, turns
+from ebm_lightning.partition.preconditioner import Scale, change, choose_scale, turns
 from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import frozen
@@ -129,7 +129,7 @@ def choose_pilot(
     """
     generators = [make_generator(seed, "pilot", device=device) for _ in range(2)]
     linear = run_pilot(annealing, generators[0], max_stages=max_stages, progress=progress)
-    if annealing.proposal.constant or linear.limit or linear.barrier[-1] < EASY_BARRIER:
+    if annealing.proposal.constant or annealing.keeps_proposal or linear.limit or linear.barrier[-1] < EASY_BARRIER:
         return linear
     max_barrier = linear.barrier[-1].item() * (1 + MAX_EXTENSION)
     early = run_pilot(annealing, generators[1], EARLY_EXPONENT, max_barrier, max_stages, progress)
@@ -163,7 +163,7 @@ def run_pilot(
         if beta == 1:
             break
     limit = max_stages if betas[-1] < 1 and len(betas) > max_stages else 0
-    cost = PILOT_CHAINS * (1 + (len(betas) - 1) * STAGE_MOVES * annealing.kernel.leapfrogs)
+    cost = PILOT_CHAINS * (1 + (len(betas) - 1) * STAGE_MOVES * annealing.move_cost)
     return PilotRun(
         torch.tensor(betas, dtype=torch.float64),
         torch.stack([tuner.log_steps[min(1, len(betas) - 1)], *tuner.log_steps[1:]]).cpu(),
@@ -190,7 +190,7 @@ class _Tuner:
         self.turns = turns(annealing.support, phase.x[0].numel())
         self.first_log_step = -0.25 * math.log(phase.x[0].numel())  # leapfrog steps scale as D^(-1/4)
         self.log_step = self.first_log_step  # relative to the width
-        self.scale = Scale(log_width(target, phase))
+        self.scale = Scale(annealing.log_width(target, phase))
         self.changes: list[Phase] = []
         self.log_steps = [self.scale.log_width + self.log_step]
         self.scales: list[Scale] = []
@@ -209,6 +209,7 @@ class _Tuner:
             before = phase
             phase, accepted = self.annealing.move(target, before, step, generator)
             self.log_step += STEP_GAIN * (float(accepted.float().mean()) - TARGET_ACCEPTANCE) / (1 + move) ** 0.5
+            self.log_step = min(self.log_step, self.annealing.max_log_step)
             if self.turns:
                 self.changes.append(change(before, phase))
         self.log_steps.append(self.scale.log_width + self.log_step)
@@ -216,7 +217,8 @@ class _Tuner:
         return phase
 
     def _choose_scale(self, target: Tempered, phase: Phase) -> None:
-        scale = choose_scale(target, phase, self.changes, self.scale)
+        plain = Scale(self.annealing.log_width(target, phase))
+        scale = choose_scale(target, phase, self.changes, self.scale, plain)
         if (scale.basis is None) != (self.scale.basis is None):
             self.log_step = self.first_log_step
         if scale.basis is not None and scale is not self.scale:

@@ -70,7 +70,7 @@ def change(before: Phase, after: Phase) -> Phase:
     return Phase(*(b - a for a, b in zip(before, after, strict=True)))
 
 
-def choose_scale(target: Tempered, phase: Phase, changes: list[Phase], previous: Scale) -> Scale:
+def choose_scale(target: Tempered, phase: Phase, changes: list[Phase], previous: Scale, plain: Scale) -> Scale:
     """The preconditioner for moves at ``target.beta``: diagonal, ``previous``, or fitted to ``changes``.
 
     A new matrix is used only if it is better by a margin on the half of the chains to which it was not fitted. A power
@@ -81,8 +81,8 @@ def choose_scale(target: Tempered, phase: Phase, changes: list[Phase], previous:
         phase: The chains, before they move.
         changes: Their last moves, each of shape (N, ...). May be empty.
         previous: The preconditioner of the stage before.
+        plain: The diagonal one.
     """
-    plain = Scale(log_width(target, phase))
     if not changes:
         return plain
     moves = Moves(

@@ -10,9 +10,10 @@ from torch import Tensor
 from ebm_lightning.checks import check_integer, check_number
 from ebm_lightning.energies import Energy, JointEnergy
 from ebm_lightning.partition.binary_rbm import BinaryRBM
+from ebm_lightning.partition.islands import Island
 from ebm_lightning.partition.log_z import LogZ, relative_ess
 from ebm_lightning.partition.rbm_bound import end_rates, hold_against_bound
-from ebm_lightning.partition.smc import Island, OneProcess, Ranks, combine, island_sizes, run_islands
+from ebm_lightning.partition.smc import OneProcess, Ranks, combine, island_sizes, run_islands
 from ebm_lightning.rbm import RBMLogits
 from ebm_lightning.rng import make_generator, seed_and_device
 from ebm_lightning.samplers.base import Progress

@@ -5,13 +5,13 @@ Every island has a separate random stream, so the estimate does not depend on wh
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ebm_lightning.checks import check_integer
+from ebm_lightning.partition.islands import Island, relative_variance
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.partition.pareto import largest_reliable_shape, pareto_shape
 from ebm_lightning.samplers.base import Progress
@@ -49,32 +49,6 @@ class OneProcess:
 
     def all_gather(self, value: Any) -> list[Any]:
         return [value]
-
-
-@dataclass(frozen=True)
-class Island:
-    """Result of one block of chains. Ranks exchange these.
-
-    Attributes:
-        log_weights: Shape (n,), float64. The log of their mean is the island's log Z.
-        log_p_y: log p(y|x) at the end of each chain, shape (n, K), float64; None for an energy without classes.
-        ess: Relative effective sample size along the path, before resampling, shape (T,).
-        acceptance: Fraction of accepted moves along the path, shape (T,).
-        ends: Where the chains ended, shape (n, *shape).
-        rounding: Rounding error of their energies, in nats.
-        origin: Index of the chain at beta = 0 from which each chain descends by resampling, shape (n,). None if there
-            was no resampling.
-        resamplings: How often chains were resampled.
-    """
-
-    log_weights: Tensor
-    log_p_y: Tensor | None
-    ess: Tensor
-    acceptance: Tensor
-    ends: Tensor
-    rounding: float = 0.0
-    origin: Tensor | None = None
-    resamplings: int = 0
 
 
 def island_sizes(num_chains: int, chunk_size: int | None) -> list[int]:
@@ -192,41 +166,6 @@ def _per_class(islands: list[Island]) -> tuple[Tensor | None, Tensor | None]:
     per_class = log_mean_exp(log_w)
     std_err = relative_variance([(part - per_class).exp() / len(log_w) for part in parts], islands).sqrt()
     return per_class, std_err.where(carried_by_chains(log_w, log_p_y), math.nan)
-
-
-def relative_variance(parts: list[Tensor], islands: list[Island]) -> Tensor:
-    r"""Variance of an estimate of Z relative to Z^2: the larger of two estimates, shape (K,), float64.
-
-    The first is the spread over the islands. From 10 of them its own relative error is a half, and an island that
-    missed a mode makes both Z and the spread too small. The second groups chains of an island of n by their common
-    origin at beta = 0, after R resamplings:
-
-    .. math:: V = Z^2 - \left(\frac{n}{n - 1}\right)^{R + 1} \sum_{e \ne e'} g_e g_{e'}, \qquad g_e = \sum_{i
-        \text{ from } e} w_i
-
-    It has more terms, but too few origins are left where resampling was frequent.
-
-    References:
-        Lee & Whiteley, Variance estimation in the particle filter, 2018, for the second.
-        https://arxiv.org/abs/1509.00394
-
-    Arguments:
-        parts: What each chain of each island contributes to Z / Z = 1, shapes (n, K).
-        islands: The islands.
-    """
-    totals = torch.stack([part.sum(0) for part in parts])
-    sizes = torch.tensor([len(part) for part in parts], dtype=torch.float64)[:, None] / sum(map(len, parts))
-    spread = (totals - sizes).square().sum(0) * len(parts) / (len(parts) - 1)
-    return torch.maximum(spread, sum(map(_variance_by_origin, parts, islands), torch.zeros_like(spread)))
-
-
-def _variance_by_origin(part: Tensor, island: Island) -> Tensor:
-    origin = torch.arange(len(part)) if island.origin is None else island.origin
-    total = part.sum(0)
-    of_origins = torch.zeros_like(part).index_add(0, origin, part)
-    different = total.square() - of_origins.square().sum(0)
-    n = len(part)
-    return total.square() - (n / (n - 1)) ** (island.resamplings + 1) * different
 
 
 def carried_by_chains(log_w: Tensor, log_p_y: Tensor) -> Tensor:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.checks import check_number
+from ebm_lightning.partition.spread import mean_and_factor
 from ebm_lightning.supports import Density
-
-MAX_COVARIANCE = 256  # dimensions
 
 
 class StudentT(Density):
@@ -39,7 +38,7 @@ class StudentT(Density):
 
     @classmethod
     def fit(cls, x: Tensor, log_w: Tensor | None = None, dof: float = 2.0, inflation: float = 1.0) -> "StudentT":
-        """Match the mean and covariance of weighted points: all of it up to 256 dimensions, its diagonal above.
+        """Match the mean and covariance of weighted points, with a diagonal covariance above 1024 dimensions.
 
         Arguments:
             x: Data, or ends of chains, shape (N, *shape).
@@ -47,16 +46,9 @@ class StudentT(Density):
             dof: Degrees of freedom.
             inflation: Multiplies the scale.
         """
-        rows = x.detach().flatten(1).double()
-        n, d = rows.shape
-        w = (torch.zeros(n, device=x.device) if log_w is None else log_w.to(x.device)).double().softmax(0)
-        mean = w @ rows
-        centered = (rows - mean) * w.sqrt()[:, None]
-        variance = centered.square().sum(0).clamp(min=1e-12)
-        if d > min(MAX_COVARIANCE, n // 4) or d == 1:
-            return cls(mean.view(x.shape[1:]), inflation * variance.sqrt().view(x.shape[1:]), dof)
-        covariance = 0.99 * centered.T @ centered + 0.01 * variance.diag()
-        return cls(mean.view(x.shape[1:]), inflation * torch.linalg.cholesky(covariance), dof)
+        mean, factor = mean_and_factor(x, log_w)
+        scale = factor if factor.ndim == 2 else factor.view(x.shape[1:])
+        return cls(mean.view(x.shape[1:]), inflation * scale, dof)
 
     def log_prob(self, x: Tensor) -> Tensor:
         centered = (x.double() - self.mean.to(x.device)).flatten(1)

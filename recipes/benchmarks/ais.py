@@ -28,8 +28,9 @@ from ebm_lightning.evaluation.report import results_folder
 from ebm_lightning.networks import ConvNet
 from ebm_lightning.partition.ais import anneal
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath
+from ebm_lightning.partition.islands import Island
 from ebm_lightning.partition.pilot import tune_path
-from ebm_lightning.partition.smc import Island, OneProcess, island_sizes, run_islands
+from ebm_lightning.partition.smc import OneProcess, island_sizes, run_islands
 from ebm_lightning.rng import make_generator
 
 Part = Literal["throughput", "ranks", "cost"]

@@ -164,3 +164,9 @@ def test_a_base_fitted_to_data_finds_spikes_on_a_plateau(dimensions, seed):
     result = ais(lambda x: spikes(x, centers), box, proposal=base, seed=seed)
     assert result.reliable
     assert abs(result.log_z - math.log(1 + 3 * math.exp(3))) < max(4 * result.std_err, 0.05)
+
+
+def test_repeated_points_form_clusters(seed):
+    """Of 50 points, each 20 times: the 5th neighbor of a point is itself."""
+    points = torch.randn(50, 40, generator=make_generator(seed, "x")).repeat(20, 1)
+    assert sum(len(part) for part in clusters(points)) == 1000

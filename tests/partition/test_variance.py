@@ -4,14 +4,18 @@ Mutants killed: only the islands, only the origins, origins that are not passed 
 the number of resamplings, and one origin for chains of different islands.
 """
 
+import dataclasses
+
+import pytest
 import torch
 
 from ebm_lightning.energies import GaussianEnergy
 from ebm_lightning.partition import Normal
 from ebm_lightning.partition.ais import anneal
 from ebm_lightning.partition.annealing_path import Annealing
+from ebm_lightning.partition.islands import Island, relative_variance, two_variances, typical_ess
+from ebm_lightning.partition.log_z import relative_ess
 from ebm_lightning.partition.pilot import tune_path
-from ebm_lightning.partition.smc import Island, relative_variance
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC
 from ebm_lightning.supports import Euclidean
@@ -52,6 +56,18 @@ def test_chains_of_one_origin_count_as_one(seed):
     assert torch.allclose(
         relative_variance(equal, halves), torch.tensor([0.1 - (50 / 49) ** 2 * different], dtype=torch.float64)
     )
+
+
+def test_the_typical_effective_sample_size_is_between_both(seed):
+    """Islands of different totals, in each of which 25 chains of one origin have the same weight."""
+    log_w = torch.randn(10, generator=make_generator(seed, "w"), dtype=torch.float64) / 10
+    origin = torch.arange(50) // 25
+    islands = [dataclasses.replace(island(50, origin, 1), log_weights=w.expand(50)) for w in log_w]
+    parts = [(w - log_w.logsumexp(0)).exp().expand(50, 1) / 50 for w in log_w]
+    spread, by_origin = (float(v) for v in two_variances(parts, islands))
+    assert 1 / typical_ess(islands) == pytest.approx(1 + 500 * (spread + max(by_origin, 0)) / 2)
+    alone = [dataclasses.replace(i, origin=None, resamplings=0) for i in islands]
+    assert typical_ess(alone) == pytest.approx(relative_ess(log_w.repeat_interleave(50)))
 
 
 def test_annealing_keeps_track_of_origins(seed):
