@@ -4,14 +4,16 @@ The fit reads the training data in a fixed order and under a fixed seed, as :mod
 says.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import lightning as L
 from torch import Tensor, nn
 
 from ebm_lightning.modules.training_data import seeded_globally, training_batches
 from ebm_lightning.resume.lightning_internals import averaged_modules
-from ebm_lightning.supports.density import FittedDensity
+from ebm_lightning.supports.density import FittedDensity, Progress
 
 
 def fit_densities(module: Any) -> None:
@@ -32,12 +34,21 @@ def fit_densities(module: Any) -> None:
     fits = unfitted | {id(d): d for d in initial if isinstance(d, FittedDensity) and id(d) not in own}
     for density in fits.values():
         batches = in_coordinates(module, lambda: training_batches(module.trainer), density.passes)
-        density.fit(batches, module.num_classes, lambda total: _all_reduce(total, module))
+        bar = fit_progress(module.trainer, f"fitting {type(density).__name__}")
+        density.fit(batches, module.num_classes, lambda total: _all_reduce(total, module), bar)
     if unfitted:
         for average in averaged_modules(module.trainer):  # copied from the module before the fit
             for name, part in of_model.items():
                 assert isinstance(part, nn.Module)
                 average.energy.get_submodule(name).load_state_dict(part.state_dict())
+
+
+def fit_progress(trainer: L.Trainer, name: str) -> Progress | None:
+    """A progress bar of that name on the first rank, if the trainer shows progress bars."""
+    from tqdm import tqdm
+
+    shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+    return functools.partial(tqdm, desc=name, leave=False) if shown else None
 
 
 def in_coordinates(module: Any, data: Callable[[], Iterable[Any]], passes: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ from ebm_lightning.samplers.freeze import eval_mode, frozen
 from ebm_lightning.samplers.gibbs import BlockGibbs
 from ebm_lightning.samplers.gradient import value_and_gradient
 from ebm_lightning.samplers.hmc import GHMC, HMC, MALA
+from ebm_lightning.samplers.noise_refresh import NoiseRefresh
 from ebm_lightning.samplers.pyld import PYLD
 from ebm_lightning.samplers.reference_jumps import ReferenceJumps
 from ebm_lightning.samplers.sgld import SGLD
@@ -20,6 +21,7 @@ __all__ = [
     "Adaptation",
     "BlockGibbs",
     "Compute",
+    "NoiseRefresh",
     "ReferenceJumps",
     "Sampler",
     "State",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_lightning.checks import check_integer, check_number
-from ebm_lightning.energies import Energy
+from ebm_lightning.checks import check_integer, check_number, plain_numbers
+from ebm_lightning.energies import Energy, log_tilt
 from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.freeze import frozen
 
@@ -37,8 +37,8 @@ class Adaptation:
     Arguments:
         target: Acceptance rate to reach, in (0, 1). 0.574 is the optimum of MALA in high dimension.
         rate: How fast the step size changes. 0 keeps it.
-        max_gap: Mean energy of the negatives minus that of the data, in nats, above which chains run again. None never
-            runs them again.
+        max_gap: Mean energy of the negatives minus that of the data, both relative to the reference density, in nats,
+            above which chains run again. None never runs them again.
         max_repeats: Largest number of further runs for one training step.
 
     Raises:
@@ -51,25 +51,22 @@ class Adaptation:
     max_repeats: int = 8
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_number("target", self.target, above=0, below=1)
         check_number("rate", self.rate, at_least=0)
         check_number("max_gap", self.max_gap, above=0, optional=True)
         check_integer("max_repeats", self.max_repeats, at_least=1)
 
-    def limit(self, energy: Energy, data: Tensor) -> float:
-        """The mean energy above which chains run again: ``max_gap`` above that of the data (N, *shape)."""
-        if self.max_gap is None:
-            return math.inf
-        with frozen(energy), torch.no_grad():
-            return float(energy(data).mean()) + self.max_gap
-
-    def follow(self, run: Callable[[Tensor], State], state: State, limit: float) -> tuple[State, float, int]:
-        """Run chains again while their mean energy is above ``limit``.
+    def follow(
+        self, run: Callable[[Tensor], State], state: State, mean_energy: Callable[[Tensor], float], data: Tensor
+    ) -> tuple[State, float, int]:
+        """Run chains again while their mean energy is more than ``max_gap`` above that of the data.
 
         Arguments:
             run: Moves chains from x (N, *shape), by one call of the sampler.
             state: The chains after the first call.
-            limit: From :meth:`limit`.
+            mean_energy: Maps points to the mean of their energies.
+            data: Shape (N, *shape).
 
         Returns:
             The last state, the factor of the step size, and the number of repeats.
@@ -82,7 +79,8 @@ class Adaptation:
                 "'sampler' should accept or reject steps for an Adaptation, got one that does not. Use MALA or HMC."
             )
         repeats, change = 0, float(state.accepted.float().mean()) - self.target
-        while float(state.energy.mean()) > limit and repeats < self.max_repeats:
+        limit = math.inf if self.max_gap is None else mean_energy(data) + self.max_gap
+        while limit < math.inf and repeats < self.max_repeats and mean_energy(state.x) > limit:
             state, repeats = run(state.x), repeats + 1
         return state, math.exp(self.rate * change), repeats
 
@@ -138,6 +136,14 @@ class AdaptedSampler(nn.Module):
         state = run(start)
         if self.adaptation is None or self.step_scale is None:
             return state, 0
-        state, factor, repeats = self.adaptation.follow(run, state, self.adaptation.limit(energy, data))
-        self.step_scale.mul_(factor)
+
+        def mean_energy(x: Tensor) -> float:
+            # Relative to the reference density, which has the same gradient and varies less from batch to batch.
+            with frozen(energy), torch.no_grad():
+                return -float(log_tilt(energy, where["support"], x).mean())
+
+        state, factor, repeats = self.adaptation.follow(run, state, mean_energy, data)
+        changed = float(self.step_scale) * factor
+        if self._sampler.scale_step(changed) != self.current:  # a step at its limit would count up without effect
+            self.step_scale.fill_(changed)
         return state, repeats

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ebm_lightning.checks import check_integer
+from ebm_lightning.checks import check_integer, plain_numbers
 from ebm_lightning.energies import Energy, JointEnergy
 from ebm_lightning.samplers.freeze import modules_of
 from ebm_lightning.samplers.gradient import evaluating
@@ -63,6 +63,7 @@ class Compute:
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.precision not in (None, "fp32", "bf16", "auto"):
             raise ValueError(f"'precision' should be 'fp32', 'bf16', 'auto' or None, got {self.precision!r}.")
         check_integer("chunk_size", self.chunk_size, at_least=1, optional=True)

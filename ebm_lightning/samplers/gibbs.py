@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebm_lightning.checks import check_integer
+from ebm_lightning.checks import check_integer, plain_numbers
 from ebm_lightning.energies import Energy, JointEnergy
 from ebm_lightning.rbm import RBMLogits, bernoulli, categorical
 from ebm_lightning.samplers.base import Sampler, State
@@ -38,6 +38,7 @@ class BlockGibbs(Sampler):
     steps: int = 1
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_integer("steps", self.steps, at_least=1)
 
     def transitions(

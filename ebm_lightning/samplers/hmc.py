@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.checks import check_integer, check_number, plain_numbers
 from ebm_lightning.energies import Energy
 from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.gradient import value_and_gradient
@@ -155,6 +155,7 @@ class HMC(Sampler):
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_number("step_size", self.step_size, above=0)
         check_integer("steps", self.steps, at_least=1)
         check_integer("leapfrogs", self.leapfrogs, at_least=1)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ebm_lightning.checks import check_integer
+from ebm_lightning.checks import check_integer, plain_numbers
 from ebm_lightning.energies import Energy, JointEnergy
 from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.freeze import called_modules
@@ -71,6 +71,7 @@ class PYLD(Sampler):
     first: str | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_integer("inner_steps", self.inner_steps, at_least=1)
         # SGLD checks the arguments that both have.
         SGLD(self.step_size, self.noise_std, self.steps, self.temperature, self.max_gradient, self.boundary)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ebm_lightning.checks import check_integer
-from ebm_lightning.energies import Energy, check_energies
+from ebm_lightning.checks import check_integer, plain_numbers
+from ebm_lightning.energies import Energy, log_tilt
 from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.hmc import HMC, MALA
 from ebm_lightning.supports import Support
@@ -43,6 +43,7 @@ class ReferenceJumps(Sampler):
     steps: int = field(init=False)  # of the kernel in all cycles
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_integer("cycles", self.cycles, at_least=1)
         if not isinstance(self.kernel, HMC):
             raise ValueError(f"'kernel' should be HMC, MALA or GHMC, got {type(self.kernel).__name__}.")
@@ -76,12 +77,5 @@ def jump(energy: Energy, x: Tensor, support: Support, generator: torch.Generator
     """The chains after one proposal each from the reference density, shape (N, *shape)."""
     proposal = support.sample(len(x), generator=generator, device=x.device).to(x.dtype)
     u = torch.rand(len(x), generator=generator, device=x.device, dtype=torch.float64)
-    accepted = u.log() < _log_tilt(energy, support, proposal) - _log_tilt(energy, support, x)
+    accepted = u.log() < log_tilt(energy, support, proposal) - log_tilt(energy, support, x)
     return torch.where(accepted.view(-1, *[1] * (x.ndim - 1)), proposal, x)
-
-
-def _log_tilt(energy: Energy, support: Support, x: Tensor) -> Tensor:
-    """log p(x) - log q(x) up to a constant, shape (N,), float64."""
-    value = energy(x)
-    check_energies(value, x)
-    return -value.double() - support.log_prob(x).double()

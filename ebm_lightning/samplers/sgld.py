@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.checks import check_integer, check_number, plain_numbers
 from ebm_lightning.energies import Energy
 from ebm_lightning.samplers.base import Sampler, State
 from ebm_lightning.samplers.gradient import value_and_gradient
@@ -51,6 +51,7 @@ class SGLD(Sampler):
     boundary: Literal["reflect", "clamp"] = "reflect"
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_number("step_size", self.step_size, above=0)
         check_integer("steps", self.steps, at_least=1)
         check_number("noise_std", self.noise_std, at_least=0, optional=True)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ebm_lightning.checks import check_shape
 from ebm_lightning.supports.base import Support
 from ebm_lightning.supports.density import device_of
 
@@ -32,7 +33,7 @@ class Binary(Support):
     high: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", check_shape("shape", self.shape))
 
     @property
     def constant(self) -> bool:

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ebm_lightning.checks import check_kind, check_number, check_shape, plain_numbers
 from ebm_lightning.supports.base import Support
 from ebm_lightning.supports.density import Density, device_of
+
+FILLED = 0.51  # of the width of a box: data that fill less deserve a warning, as pixels in [0, 1] in [-1, 1] do
+MANY = 32  # values: fewer say little about the range of the data
+EXCESS = 0.05  # of the width, beyond the walls: more is another scale
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,13 @@ class Box(Support):
     reference: Density | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
+        for name in ("low", "high"):
+            check_number(name, getattr(self, name), remedy="A box has the same walls in all components: rescale x.")
         if not -math.inf < self.low < self.high < math.inf:
             raise ValueError(f"'low' should be finite and below 'high', got low={self.low}, high={self.high}.")
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", check_shape("shape", self.shape))
+        check_kind("reference", self.reference, Density, optional=True)
         box = None if self.reference is None else self.reference.box
         if self.reference is not None and (box is None or (box.low, box.high) != (self.low, self.high)):
             raise ValueError(
@@ -99,13 +108,32 @@ class Box(Support):
                 f"[{smallest:.4g}, {largest:.4g}]. {self._remedy(smallest, largest)}"
             )
 
+    def unused(self, x: Tensor) -> str:
+        """What is wrong if a batch fills less than :data:`FILLED` of the width of the box; empty if nothing is."""
+        low, high = (v.item() for v in torch.aminmax(x.detach()))
+        if self.reference is not None or x.numel() < MANY or (high - low) >= FILLED * (self.high - self.low):
+            return ""
+        share = (high - low) / (self.high - self.low)
+        pixels = low >= 0 and high <= 1 and (self.low, self.high) != (0, 1)
+        remedy = f"Use {self._scaled('x')} on these pixels in [0, 1], or " if pixels else "Scale the data, or "
+        box = f"Box({0 if pixels else float(f'{low:.3g}'):g}, {1 if pixels else float(f'{high:.3g}'):g}, {self.shape})"
+        return (
+            f"'support' is the box [{self.low:g}, {self.high:g}], and the first batch has values in [{low:.4g}, "
+            f"{high:.4g}], {share:.0%} of it: most chains start where there are never data. {remedy}use a box that "
+            f"fits, such as {box}."
+        )
+
+    def _scaled(self, x: str) -> str:
+        return f"{x} * {self.high - self.low:g} {'-' if self.low < 0 else '+'} {abs(self.low):g}"
+
     def _remedy(self, smallest: float, largest: float) -> str:
         target = f"[{self.low:g}, {self.high:g}]"
-        shift = f"{'-' if self.low < 0 else '+'} {abs(self.low):g}"
+        if max(self.low - smallest, largest - self.high) <= EXCESS * (self.high - self.low):
+            return f"A small excess comes from bicubic resizing or rounding: use x.clamp({self.low:g}, {self.high:g})."
         if smallest >= 0 and 1 < largest <= 255:
-            return f"These look like 8-bit pixels: use x / 255 * {self.high - self.low:g} {shift}."
+            return f"These look like 8-bit pixels: use {self._scaled('x / 255')}."
         if smallest >= 0 and largest <= 1:
-            return f"These look like pixels in [0, 1]: use x * {self.high - self.low:g} {shift}."
+            return f"These look like pixels in [0, 1]: use {self._scaled('x')}."
         if smallest >= -2.2 and largest <= 2.7:
             return (
                 f"These look like ImageNet-normalized pixels: map [0, 1] to {target} instead, and make the "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.checks import check_integer, check_number
-from ebm_lightning.supports.density import FittedDensity, one_process
+from ebm_lightning.supports.density import FittedDensity, Progress, one_process
 from ebm_lightning.supports.exact_buffers import ExactBuffers
 
 STATE = ("counts", "means", "factors")
@@ -53,12 +53,9 @@ class ClassGaussians(ExactBuffers, FittedDensity):
 
     def __init__(self, ridge: float = 1e-4, shrinkage: float = 0.0, passes: int = 1) -> None:
         super().__init__()
-        check_number("ridge", ridge, at_least=0)
-        check_number("shrinkage", shrinkage, at_least=0, at_most=1)
-        check_integer("passes", passes, at_least=1)
-        self.ridge = ridge
-        self.shrinkage = shrinkage
-        self.passes = passes
+        self.ridge = check_number("ridge", ridge, at_least=0)
+        self.shrinkage = check_number("shrinkage", shrinkage, at_least=0, at_most=1)
+        self.passes = check_integer("passes", passes, at_least=1)
         for name in STATE:
             self.register_buffer(f"_{name}", torch.empty(0))
         self.register_buffer("_shape", torch.empty(0, dtype=torch.long))
@@ -89,6 +86,7 @@ class ClassGaussians(ExactBuffers, FittedDensity):
         batches: Iterable[tuple[Tensor, Tensor]],
         num_classes: int,
         all_reduce: Callable[[Tensor], Tensor] = one_process,
+        progress: Progress | None = None,
     ) -> None:
         """Fit all classes in one pass over ``batches``. Arguments as for :meth:`FittedDensity.fit`.
 
@@ -174,6 +172,11 @@ class ClassGaussians(ExactBuffers, FittedDensity):
         sums, products = torch.empty(0), torch.empty(0)
         shape: tuple[int, ...] = ()
         for x, y in _rebatched(batches):
+            if y.ndim == 2:
+                raise ValueError(
+                    f"'batches' should have a class for each image for ClassGaussians, got soft labels of shape "
+                    f"{tuple(y.shape)}. Yield {{'clf': (mixed x, probabilities), 'gen': (x, y)}} in training."
+                )
             if int(y.min()) < 0:
                 raise ValueError("'batches' should have a label for each image for ClassGaussians, got unlabeled ones.")
             rows = x.double().flatten(1)

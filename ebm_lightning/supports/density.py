@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Progress = Callable[[Iterable[int]], Iterable[int]]
+"""Wraps an iterable to show a progress bar, such as ``tqdm.tqdm``."""
+
 
 def one_process(total: Tensor) -> Tensor:
     """The ``all_reduce`` of a single process: the identity."""
@@ -82,6 +85,7 @@ class FittedDensity(Density):
         batches: Iterable[tuple[Tensor, Tensor]],
         num_classes: int,
         all_reduce: Callable[[Tensor], Tensor] = one_process,
+        progress: Progress | None = None,
     ) -> None:
         """Fit the density in one pass over the data.
 
@@ -89,6 +93,29 @@ class FittedDensity(Density):
             batches: Inputs (n, *shape) and labels (n,).
             num_classes: Number of classes K.
             all_reduce: Sums a tensor over all processes. By default there is one process.
+            progress: Wraps the loop of a long fit.
+        """
+
+
+class InvertibleDensity(Density):
+    r"""A density with an invertible map from its points to independent noise, uniform on [0, 1]^D.
+
+    .. math:: u_d = F_d(x_d | x_1, ..., x_{d-1})
+
+    References:
+        Rosenblatt, Remarks on a multivariate transformation, 1952.
+    """
+
+    @abstractmethod
+    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise that makes ``x``, shape (N, *shape), float64, and log q(x), shape (N,), float64."""
+
+    @abstractmethod
+    def from_noise(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The points that the noise ``u`` makes, shape (N, *shape), float32: samples if ``u`` is uniform.
+
+        Returns:
+            The points and their log density, shape (N,), float64.
         """
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ebm_lightning.checks import check_kind, check_shape
 from ebm_lightning.supports.base import Support, infinite_mass
 from ebm_lightning.supports.density import Density
 
@@ -31,7 +32,8 @@ class Euclidean(Support):
 
     def __post_init__(self) -> None:
         if self.shape is not None:
-            object.__setattr__(self, "shape", tuple(self.shape))
+            object.__setattr__(self, "shape", check_shape("shape", self.shape))
+        check_kind("reference", self.reference, Density, optional=True)
         if self.reference is not None and self.reference.box is not None:
             raise ValueError(
                 f"'reference' should be a density on R^D, got {type(self.reference).__name__} with "

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ebm_lightning.checks import check_shape, plain_numbers
 from ebm_lightning.supports.base import Support
 from ebm_lightning.supports.density import device_of
 
@@ -30,9 +32,21 @@ class Gaussian(Support):
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
+        object.__setattr__(self, "shape", check_shape("shape", self.shape))
+        for name in ("mean", "std"):
+            self._check_tensor(name, getattr(self, name))
         if not (torch.as_tensor(self.std) > 0).all():
             raise ValueError(f"'std' should be positive, got {self.std}.")
-        object.__setattr__(self, "shape", tuple(self.shape))
+
+    def _check_tensor(self, name: str, value: Any) -> None:
+        try:
+            fits = torch.broadcast_shapes(torch.as_tensor(value).shape, self.shape) == self.shape
+        except (TypeError, ValueError, RuntimeError):  # not numbers, or another shape
+            fits = False
+        if not fits:
+            shown = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
+            raise ValueError(f"'{name}' should be a number, or numbers of shape {self.shape}, got {shown}.")
 
     @property
     def log_mass(self) -> float:
