@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebm_lightning.checks import check_number
+from ebm_lightning.checks import check_kind, check_number
+from ebm_lightning.contracts import call_classifier, half_precision, labels_for
 from ebm_lightning.coordinates import Coordinates, Identity
 from ebm_lightning.coordinates.compose import same_space
 from ebm_lightning.supports import Support
@@ -37,10 +38,10 @@ class JointEnergy(nn.Module):
     Z is the same in x and in u, so chains and annealing run in u, on :attr:`in_coordinates`.
 
     Under autocast the last linear layer and everything after it run in float32, because bfloat16 rounds an energy of
-    300 to a multiple of 2. Weights stored in half precision are not converted.
+    300 to a multiple of 2; weights stored in half precision likewise. x is converted to the precision of the weights.
 
     Arguments:
-        classifier: Maps (N, *shape) to logits (N, K).
+        classifier: Maps (N, *shape) to logits (N, K), or to a dictionary or object with such ``logits``.
         support: Domain of x and reference density q; those of u with coordinates.
         temperature: T, positive. Divides the logits.
         coordinates: Invertible map from x to u. By default u = x.
@@ -63,7 +64,9 @@ class JointEnergy(nn.Module):
         coordinates: Coordinates | None = None,
     ) -> None:
         super().__init__()
-        check_number("temperature", temperature, above=0)
+        check_kind("classifier", classifier, nn.Module)
+        check_kind("support", support, Support)
+        check_kind("coordinates", coordinates, Coordinates, optional=True)
         if coordinates is not None and not same_space(coordinates.codomain, support):
             raise ValueError(
                 f"'support' should be where the values of the coordinates are, {coordinates.codomain}, got {support}. "
@@ -71,7 +74,7 @@ class JointEnergy(nn.Module):
             )
         self.classifier = classifier
         self.support = support
-        self.temperature = temperature
+        self.temperature: float = check_number("temperature", temperature, above=0)
         self.coordinates = Identity(support) if coordinates is None else coordinates
         reference = getattr(support, "reference", None)
         if isinstance(reference, nn.Module):  # fitted, so it belongs to the state of the model
@@ -92,11 +95,6 @@ class JointEnergy(nn.Module):
         """f(x) / T, shape (N, K), in float32 or better."""
         x = self.coordinates(x)
         logits = self._full_precision(x)
-        if logits.ndim != 2 or len(logits) != len(x):
-            raise ValueError(
-                f"'classifier' should map {tuple(x.shape)} to logits ({len(x)}, K), got {tuple(logits.shape)}. "
-                "Flatten or pool its output."
-            )
         return logits if self.temperature == 1 else logits / self.temperature
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -107,14 +105,14 @@ class JointEnergy(nn.Module):
         """E(x) or E(x, y), shape (N,), given the logits of ``x``.
 
         Raises:
-            ValueError: ``y`` has neither one label for each x nor one label for all.
+            ValueError: ``y`` has neither one label for each x nor one label for all, or is not of classes.
         """
-        negative = logits.logsumexp(1) if y is None else logits.gather(1, _labels(y, len(x))[:, None]).squeeze(1)
+        tilt = tilt_of(logits, y)
         if isinstance(self.coordinates, Identity):
-            return -negative - self.support.log_q(x)
+            return -tilt - self.support.log_q(x)
         u = self.coordinates(x)
         log_q = self.support.log_q(u) + self.coordinates.log_abs_det_jacobian(x, u)
-        return -negative - log_q.to(negative.dtype)
+        return -tilt - log_q.to(tilt.dtype)
 
     @property
     def head(self) -> nn.Linear | None:
@@ -136,11 +134,12 @@ class JointEnergy(nn.Module):
             self._head_in_float32 = False
 
     def _full_precision(self, x: Tensor) -> Tensor:
-        if self._head_in_float32 or not torch.is_autocast_enabled(x.device.type):
-            logits = self.classifier(x)
+        half = torch.is_autocast_enabled(x.device.type) or half_precision(self.classifier)
+        if self._head_in_float32 or not half:
+            logits = call_classifier(self.classifier, x)
         else:
             with self.head_in_float32():
-                logits = self.classifier(x)
+                logits = call_classifier(self.classifier, x)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
@@ -153,6 +152,25 @@ def in_coordinates(energy: Energy) -> Energy:
         inner = in_coordinates(energy.func)
         return energy if inner is energy.func else functools.partial(inner, *energy.args, **energy.keywords)
     return energy.in_coordinates if isinstance(energy, JointEnergy) else energy
+
+
+def tilt_of(logits: Tensor, y: Tensor | None = None) -> Tensor:
+    """log p(x) - log q(x), or log p(x, y) - log q(x), up to log Z, shape (N,), from logits (N, K)."""
+    return logits.logsumexp(1) if y is None else logits.gather(1, labels_for(y, *logits.shape)[:, None]).squeeze(1)
+
+
+def log_tilt(energy: Energy, support: Support, x: Tensor) -> Tensor:
+    """log p(x) - log q(x) up to a constant, shape (N,), float64, for the normalized reference density q of ``support``.
+
+    For a :class:`JointEnergy` on this support it is the logsumexp of the logits, or the logit of a label, and q is not
+    evaluated.
+    """
+    joint, arguments = (energy.func, energy.keywords) if isinstance(energy, functools.partial) else (energy, {})
+    if isinstance(joint, JointEnergy) and joint.support is support and isinstance(joint.coordinates, Identity):
+        return tilt_of(joint.logits(x), **arguments).double()
+    value = energy(x)
+    check_energies(value, x)
+    return -value.double() - support.log_prob(x).double()
 
 
 def check_energies(energy: Any, x: Tensor) -> None:
@@ -182,20 +200,11 @@ def _reshape(energy: Tensor) -> str:
     if energy.ndim == 2 and energy.shape[1] == 1:
         return "Call .squeeze(1) on it."
     if energy.ndim == 2:
-        return "If these are the logits of a classifier, use JointEnergy(classifier, support), or -logits.logsumexp(1)."
-    return "Sum over the components of each x: .flatten(1).sum(1)."
-
-
-def _labels(y: Tensor, n: int) -> Tensor:
-    """One label for each of ``n`` rows, shape (n,). A single label is repeated."""
-    if not isinstance(y, Tensor):
-        raise ValueError(f"'y' should be a tensor of labels, got {y!r}. Use torch.tensor([{y}]) for one label of all.")
-    if y.ndim > 1 or y.numel() not in (1, n):
-        raise ValueError(
-            f"'y' should have shape ({n},), one label for each x, or (1,), one label for all, got {tuple(y.shape)}. "
-            "Repeat or select its entries; turn one-hot labels into classes by .argmax(1)."
+        return (
+            "Of a model pass its energy, model.energy. If these are the logits of a classifier, use "
+            "JointEnergy(classifier, support), or -logits.logsumexp(1)."
         )
-    return y.expand(n)
+    return "Sum over the components of each x: .flatten(1).sum(1)."
 
 
 def _linear_in_float32(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

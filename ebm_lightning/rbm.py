@@ -7,7 +7,7 @@ network is the RBM.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, softplus
+from torch.nn.functional import linear, one_hot, softplus
 
 from ebm_lightning.checks import check_integer
 from ebm_lightning.supports import Binary, Gaussian, Support
@@ -99,9 +99,16 @@ class RBMLogits(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor, y: Tensor) -> None:
-        """Update the mean of the data and the class counts, from which annealing takes its base rates."""
-        counts = torch.bincount(y, minlength=self.num_classes).to(self.class_counts)
-        self.class_counts += counts
+        """Update the mean of the data and the class counts, from which annealing takes its base rates.
+
+        Arguments:
+            x: Shape (N, *shape).
+            y: Labels (N,), where -1 counts 1 / K for each class, or probabilities (N, K).
+        """
+        shares = y if y.ndim == 2 else one_hot(y.clamp(min=0), self.num_classes).to(self.class_counts)
+        if y.ndim == 1:
+            shares[y < 0] = 1 / self.num_classes
+        self.class_counts += shares.sum(0)
         self.data_mean += (x.flatten(1).float().mean(0) - self.data_mean) * (len(y) / self.class_counts.sum())
 
     def standardized(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.checks import check_integer, check_kind, check_number, check_shape
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_integers_have_to_be_in_range():
         check_integer("threshold", 2**31, at_least=1, at_most=2**31 - 1)
 
 
-@pytest.mark.parametrize("value", [True, "1", torch.tensor(1.0), [1], 1j])
+@pytest.mark.parametrize("value", [True, "1", torch.ones(1), torch.tensor(True), np.ones(2), [1], 1j])
 def test_other_types_are_not_numbers(value):
     with pytest.raises(ValueError, match="'rho' should be a number, got"):
         check_number("rho", value, at_least=0)
@@ -55,6 +55,37 @@ def test_other_types_are_not_numbers(value):
 def test_floats_are_not_integers(value):
     with pytest.raises(ValueError, match="'steps' should be an integer, got"):
         check_integer("steps", value, at_least=1)
+
+
+@pytest.mark.parametrize("scalar", [np.float32, np.float64, np.int64, torch.tensor])
+def test_scalars_become_python_numbers(scalar):
+    """Kills: a scalar that is checked and kept."""
+    assert type(check_number("rho", scalar(3))) in (int, float)
+    if scalar not in (np.float32, np.float64):
+        assert type(check_integer("steps", scalar(3))) is int
+
+
+def test_a_whole_float_is_named_as_an_integer():
+    with pytest.raises(ValueError, match=r"'size' should be an integer, got 100.0. Write 100\."):
+        check_integer("size", 1e2)
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"), [(64, r"Write \(64,\)"), ("64", ""), ((3, 0.5), ""), ((3, -1), ""), (None, "")]
+)
+def test_shapes_are_tuples_of_positive_integers(value, remedy):
+    with pytest.raises(ValueError, match=rf"'shape' should be a tuple of positive integers, got .*{remedy}"):
+        check_shape("shape", value)
+    shape = check_shape("shape", [np.int64(3), torch.tensor(2)])
+    assert (shape, {type(size) for size in shape}) == ((3, 2), {int})
+
+
+def test_kinds_are_checked_with_a_remedy_for_classes():
+    assert check_kind("net", None, dict, optional=True) is None
+    with pytest.raises(ValueError, match=r"^'net' should be a dict, got the class dict. Make an instance: dict\("):
+        check_kind("net", dict, dict)
+    with pytest.raises(ValueError, match=r"^'net' should be a dict or a list, got 3 of type int\.$"):
+        check_kind("net", 3, (dict, list))
 
 
 def test_none_has_to_be_allowed():

@@ -16,17 +16,26 @@ class Chains(ABC):
     comes from the generator passed to each call. ``setup`` is called once, before the first ``draw``.
 
     Attributes:
-        support: Domain of x. None before ``setup``.
+        support: Domain of x. None before ``place`` and ``setup``.
+        num_classes: Number of classes of class-conditional chains, else None.
         initial: Distribution of new chains. None uses the support's reference density. ``Trainer.fit`` fits it if it is
             a :class:`~ebm_lightning.supports.density.FittedDensity`.
     """
 
     support: Support | None = None
+    num_classes: int | None = None
     initial: Density | None = None
 
+    def place(self, support: Support, num_classes: int | None = None) -> None:
+        """Set the domain of x and, for class-conditional chains, the number of classes. Makes no chains."""
+        self.support, self.num_classes = support, num_classes
+
     def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
-        """Set the domain of x and, for class-conditional chains, the number of classes."""
-        self.support = support
+        """Make the chains, if they are stored. Arguments as for :meth:`place`, which it calls."""
+        self.place(support, num_classes)
+
+    def reset(self) -> None:  # noqa: B027
+        """Return to the state before :meth:`setup`. By default there is nothing to forget."""
 
     @abstractmethod
     def draw(
@@ -52,14 +61,14 @@ class Chains(ABC):
         """Replace the chains in the slots ``index`` by new ones. By default there are none."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The stored chains, as tensors and plain values."""
+        """The stored chains, as tensors and plain values. Empty without stored chains, and before ``setup``."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Restore the result of :meth:`state_dict`."""
 
     def load_sharded(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Restore this rank's part of a saved run.
+        """Restore this rank's part of a saved run, also before ``setup``: a model that was loaded has chains.
 
         Arguments:
             states: The result of :meth:`state_dict` on each rank of the saved run.

@@ -1,5 +1,6 @@
 """A replay buffer of persistent chains."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from ebm_lightning.chains.base import Chains
 from ebm_lightning.chains.initial import initial_points
-from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.checks import check_integer, check_kind, check_number
 from ebm_lightning.supports import Density, Support
 
 
@@ -35,12 +36,10 @@ class ReplayBuffer(Chains):
     """
 
     def __init__(self, size: int = 10_000, reinit_prob: float = 0.05, initial: Density | None = None) -> None:
-        check_integer("size", size, at_least=1)
-        check_number("reinit_prob", reinit_prob, at_least=0, at_most=1)
-        self.size = size
-        self.reinit_prob = reinit_prob
-        self.initial = initial
-        self.num_classes: int | None = None
+        self.size: int = check_integer("size", size, at_least=1)
+        self.reinit_prob: float = check_number("reinit_prob", reinit_prob, at_least=0, at_most=1)
+        self.initial = check_kind("initial", initial, Density, optional=True)
+        self._given_size = self.size
         self._x: Tensor | None = None
         self._age: Tensor | None = None
 
@@ -57,23 +56,26 @@ class ReplayBuffer(Chains):
                 f"'size' should be a multiple of the {num_classes} classes for class-conditional chains, "
                 f"got {self.size}. Use {max(1, self.size // num_classes) * num_classes}."
             )
-        self.support, self.num_classes = support, num_classes
+        self.place(support, num_classes)
         device = None if generator is None else generator.device
         self._x = self._fresh(self.size, self._labels(torch.arange(self.size, device=device)), generator, device)
         self._age = torch.zeros(self.size, dtype=torch.long, device=self._x.device)
+
+    def reset(self) -> None:
+        self.size, self._x, self._age = self._given_size, None, None
 
     @property
     def x(self) -> Tensor:
         """All chains, shape (size, *shape). Read only: ``draw`` and ``store`` update them."""
         if self._x is None:
-            raise RuntimeError("This ReplayBuffer has no chains yet. Call 'setup(support)' first; 'fit' does it.")
+            raise _no_chains()
         return self._x
 
     @property
     def age(self) -> Tensor:
         """How often each slot was stored since its chain was last reinitialized, shape (size,)."""
         if self._age is None:
-            raise RuntimeError("This ReplayBuffer has no chains yet. Call 'setup(support)' first; 'fit' does it.")
+            raise _no_chains()
         return self._age
 
     def draw(
@@ -85,10 +87,14 @@ class ReplayBuffer(Chains):
     ) -> tuple[Tensor, Tensor | None]:
         """Initial points, shape (n, *shape), and their slots, shape (n,), which are all different.
 
+        If a batch has more labels of one class than there are chains of it, the buffer grows, with a warning.
+
         Raises:
-            ValueError: The buffer has fewer than ``n`` chains, or a class has fewer than its labels need. Or ``labels``
-                are given without class-conditional chains, or missing with them.
+            ValueError: The buffer has fewer than ``n`` chains. Or ``labels`` are given without class-conditional
+                chains, or missing with them.
         """
+        if labels is not None:
+            self._make_room(labels, generator)
         index = self._slots(n, generator) if labels is None else self._slots_of(labels, generator)
         x = self.x[index]
         reinit = torch.rand(n, generator=generator, device=x.device) < self.reinit_prob
@@ -108,20 +114,22 @@ class ReplayBuffer(Chains):
             self.age[index] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"x": self.x.clone(), "age": self.age.clone()}
+        return {} if self._x is None else {"x": self.x.clone(), "age": self.age.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore chains, on the device of the current ones.
+        """Restore chains, on the device of the current ones. A buffer that has grown since then shrinks.
 
         Raises:
             ValueError: The number or shape of the chains differs.
         """
-        if state["x"].shape != self.x.shape:
+        grown = len(self.x) > self._given_size <= len(state["x"])
+        if state["x"].shape[grown:] != self.x.shape[grown:]:
             raise ValueError(
                 f"'state' should hold chains of shape {tuple(self.x.shape)}, got {tuple(state['x'].shape)}. "
                 "Use the 'size' and 'support' of the run that was saved."
             )
         self._x, self._age = state["x"].to(self.x), state["age"].to(self.age)
+        self.size = len(self._x)
 
     def load_sharded(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
         """Restore this rank's part of a saved run: each saved chain goes to one rank, with its age and class.
@@ -134,14 +142,19 @@ class ReplayBuffer(Chains):
         Raises:
             ValueError: The chains have another shape, or were saved for another number of classes.
         """
-        shape, group = self.x.shape[1:], self.num_classes or 1
+        own, group = self._x, self.num_classes or 1
+        known = None if self.support is None else self.support.shape
+        shape = known if own is None else own.shape[1:]
         for state in states:
-            if state["x"].shape[1:] != shape or len(state["x"]) % group:
+            if (shape is not None and state["x"].shape[1:] != shape) or len(state["x"]) % group:
                 raise ValueError(
-                    f"'chains' should have shape {tuple(shape)} and be in multiples of {group}, got a checkpoint with "
-                    f"{tuple(state['x'].shape)}. Use the 'support' and 'num_classes' of the run that was saved."
+                    f"'chains' should have shape {tuple(shape or ())} and be in multiples of {group}, got a checkpoint "
+                    f"with {tuple(state['x'].shape)}. Use the 'support' and 'num_classes' of the run that was saved."
                 )
         mine = states[rank] if len(states) == world_size else _shard(states, group, rank, world_size)
+        if own is None:  # before 'setup', which makes as many as are missing
+            self._x, self._age = mine["x"].clone(), mine["age"].clone()
+            return
         restored = len(mine["x"])
         self._x = torch.cat([mine["x"].to(self.x), self.x[restored:]])
         self._age = torch.cat([mine["age"].to(self.age), self.age[restored:]])
@@ -151,7 +164,8 @@ class ReplayBuffer(Chains):
         self, n: int, labels: Tensor | None, generator: torch.Generator | None, device: torch.device | None
     ) -> Tensor:
         """Initial points of ``n`` new chains, inside the support."""
-        assert self.support is not None
+        if self.support is None:
+            raise _no_chains()
         return initial_points(self.initial, self.support, n, labels, generator, device)
 
     def _labels(self, slots: Tensor) -> Tensor | None:
@@ -165,20 +179,39 @@ class ReplayBuffer(Chains):
             raise ValueError(f"'size' should be at least the batch size {n}, got a buffer of {self.size}. Enlarge it.")
         return torch.randperm(self.size, generator=generator, device=self.x.device)[:n]
 
+    def _make_room(self, labels: Tensor, generator: torch.Generator | None) -> None:
+        """Add new chains of each class if a batch has more labels of one class than there are chains of it."""
+        per_class = self.size // (self.num_classes or 1)
+        if self.num_classes is None or len(labels) <= per_class:
+            return
+        missing = int(labels.bincount().max()) - per_class
+        if missing <= 0:
+            return
+        size = self.size + missing * self.num_classes
+        warnings.warn(
+            f"'size' gives each of {self.num_classes} classes {per_class} chains, and a batch has "
+            f"{per_class + missing} of one class: the buffer grows from {self.size} to {size} chains. Use ReplayBuffer("
+            f"{size}) to have them from the start.",
+            stacklevel=2,
+        )
+        slots = torch.arange(self.size, size, device=self.x.device)
+        fresh = self._fresh(len(slots), self._labels(slots), generator, self.x.device)
+        self._x, self._age = torch.cat([self.x, fresh.to(self.x)]), torch.cat([self.age, torch.zeros_like(slots)])
+        self.size = len(self._x)
+
     def _slots_of(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         """A slot for each label: the i-th chain of a class gets the i-th of the shuffled slots of that class."""
         if self.num_classes is None:
             raise ValueError("'labels' should be None: this buffer was set up without 'num_classes'.")
         per_class = self.size // self.num_classes
-        counts = torch.nn.functional.one_hot(labels, self.num_classes).cumsum(0)
-        if len(labels) > per_class and int(counts[-1].max()) > per_class:
-            raise ValueError(
-                f"'size' should give each class as many chains as a batch has of it ({int(counts[-1].max())}), "
-                f"got {per_class} for each of {self.num_classes} classes. Enlarge it."
-            )
+        counts = torch.nn.functional.one_hot(labels.long(), self.num_classes).cumsum(0)
         order = torch.rand(per_class, self.num_classes, generator=generator, device=self.x.device).argsort(0)
         rank = counts.gather(1, labels[:, None]).squeeze(1) - 1  # among the chains of its class
         return order[rank, labels] * self.num_classes + labels
+
+
+def _no_chains() -> RuntimeError:
+    return RuntimeError("This ReplayBuffer has no chains yet. Call 'setup(support)' first; 'fit' does it.")
 
 
 def _shard(states: list[dict[str, Any]], group: int, rank: int, world_size: int) -> dict[str, Tensor]:

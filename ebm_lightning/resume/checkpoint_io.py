@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
+                torch.save(_without_scalars(checkpoint), file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, final)
@@ -95,13 +96,22 @@ def match_keys(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tens
     matched = {}
     for name, saved in state.items():
         own_name, value = own.get(_uncompiled(name), (name, saved))
-        if value.shape != saved.shape and value.numel():  # an empty one is filled by a fit
+        if value.shape != saved.shape and value.numel() and saved.numel():  # an empty one is filled by a fit
             raise ValueError(
                 f"'classifier' should be the network that was saved, got '{name}' of shape {tuple(value.shape)} for "
                 f"{tuple(saved.shape)} in the checkpoint. Build the same network, or choose another checkpoint."
             )
         matched[own_name] = saved
     return matched
+
+
+def _without_scalars(value: Any) -> Any:
+    """``value`` with scalars of NumPy as numbers: ``weights_only=True`` refuses a learning rate of ``np.float64``."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {name: v if name == "state_dict" else _without_scalars(v) for name, v in value.items()}
+    return type(value)(map(_without_scalars, value)) if type(value) in (list, tuple) else value
 
 
 def _flush_folder(folder: Path) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ebm_lightning.checks import check_kind, plain_number
+
 SHORT = 64  # a tensor of at most this many elements is stored as a list
 
 
@@ -56,9 +58,9 @@ def _describe_partial(value: functools.partial[Any]) -> dict[str, Any]:
 
 
 def for_loggers(description: Any) -> Any:
-    """A description with tensors replaced by their shapes."""
+    """A description with tensors replaced by their types and shapes."""
     if isinstance(description, torch.Tensor):
-        return f"tensor of shape {tuple(description.shape)}"
+        return f"{description.dtype} of shape {tuple(description.shape)}"
     if isinstance(description, dict):
         return {name: for_loggers(value) for name, value in description.items()}
     return [for_loggers(value) for value in description] if isinstance(description, list) else description
@@ -90,7 +92,7 @@ def constructor_arguments(frame: FrameType | None) -> tuple[dict[str, Any], dict
 
 
 def rebuild(value: Any, kind: type | tuple[type, ...], argument: str, *, partial: bool = False) -> Any:
-    """The object that a description stands for. Anything that is not a description is returned unchanged.
+    """The object that a description stands for. Anything else is returned if it is an instance of ``kind`` or None.
 
     Only subclasses of ``kind`` are built, from this library, from torch, or from modules that are already imported, so
     a checkpoint cannot run other code. A nested object has to match the annotation of its constructor's
@@ -105,8 +107,18 @@ def rebuild(value: Any, kind: type | tuple[type, ...], argument: str, *, partial
     Raises:
         ValueError: The description does not name such a class, or has no arguments.
     """
-    if not isinstance(value, dict) or "class_path" not in value:
-        return value
+    if not _is_description(value):
+        return check_factory(argument, value, kind) if partial else check_kind(argument, value, kind, optional=True)
+    cls, arguments = _described_class(value, kind, argument)
+    return functools.partial(cls, **arguments) if partial else cls(**arguments)
+
+
+def _is_description(value: Any) -> bool:
+    return isinstance(value, dict) and "class_path" in value
+
+
+def _described_class(value: dict[str, Any], kind: type | tuple[type, ...], argument: str) -> tuple[Any, dict[str, Any]]:
+    """The class that a description names, and its arguments."""
     module, _, name = str(value["class_path"]).rpartition(".")
     if module.split(".")[0] in ("ebm_lightning", "torch") and importlib.util.find_spec(module):
         importlib.import_module(module)
@@ -117,16 +129,36 @@ def rebuild(value: Any, kind: type | tuple[type, ...], argument: str, *, partial
             f"'{argument}' should be given: {value['class_path']!r} cannot be rebuilt from its description as a "
             f"{wanted}. Pass it, as in 'load_from_checkpoint(path, {argument}=...)'."
         )
-    arguments = {
-        name: _rebuild_nested(inner, _named_kinds(cls, name), argument) for name, inner in value["init_args"].items()
-    }
-    return functools.partial(cls, **arguments) if partial else cls(**arguments)
+    arguments = value["init_args"].items()
+    return cls, {name: _rebuild_nested(inner, _named_kinds(cls, name), argument) for name, inner in arguments}
+
+
+def check_factory(argument: str, value: Any, kind: Any) -> Any:
+    """``value``, checked to be a callable that makes something of ``kind``. Scalars among its keywords become numbers.
+
+    Raises:
+        ValueError: It is not callable, or an object of that kind that exists already.
+    """
+    if isinstance(value, kind):
+        raise ValueError(
+            f"'{argument}' should be a class or function that makes one, got an instance of {type(value).__name__}. "
+            f"Pass functools.partial({type(value).__name__}, ...), with the arguments after the first."
+        )
+    if value is not None and not callable(value):
+        raise ValueError(
+            f"'{argument}' should be a class or function that makes one, got {value!r}. Pass "
+            "functools.partial(CLASS, ...), such as functools.partial(torch.optim.Adam, lr=1e-3) for an optimizer."
+        )
+    if isinstance(value, functools.partial):
+        keywords = {name: plain_number(v) for name, v in value.keywords.items()}
+        return functools.partial(value.func, *value.args, **keywords)
+    return value
 
 
 def _rebuild_nested(value: Any, kinds: tuple[type, ...], argument: str) -> Any:
     if isinstance(value, list):
         return [_rebuild_nested(inner, kinds, argument) for inner in value]
-    return rebuild(value, kinds, argument)
+    return rebuild(value, kinds, argument) if _is_description(value) else value
 
 
 def _named_kinds(cls: type, argument: str) -> tuple[type, ...]:

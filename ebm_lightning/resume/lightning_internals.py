@@ -7,11 +7,31 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+
+restricted_classmethod = _restricted_classmethod
 
 
 def train_dataloader(trainer: L.Trainer) -> Any:
     """What ``fit`` received for training: the loader itself, or a new one from the data module or the module."""
     return trainer.fit_loop._data_source.dataloader()
+
+
+def attached_trainer(module: L.LightningModule) -> L.Trainer | None:
+    """The trainer that a module is attached to; None before the first run."""
+    return module._trainer
+
+
+def data_source(trainer: L.Trainer) -> Any:
+    """What the running 'fit', 'validate' or 'test' loads: a data module, a module, or loaders; None if none runs."""
+    sources = {
+        "fit": trainer.fit_loop._data_source,
+        "validate": trainer.validate_loop._data_source,
+        "test": trainer.test_loop._data_source,
+    }
+    source = sources.get(trainer.state.fn or "")
+    return None if source is None else source.instance
 
 
 def in_epoch(trainer: L.Trainer) -> bool:
@@ -30,6 +50,11 @@ def callbacks(trainer: L.Trainer) -> list[L.Callback]:
     """The trainer's callbacks. A connector sets this public attribute in a way that type checkers do not see."""
     found: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return found
+
+
+def ends_with_its_process(trainer: L.Trainer) -> bool:
+    """Whether this process was started for ``fit`` and ends with it, as under ``ddp_spawn`` and ``ddp_fork``."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def averaged_modules(trainer: L.Trainer) -> list[Any]:

@@ -21,15 +21,15 @@ RankState = dict[str, Any]
 
 
 def gather_rank_states(
-    trainer: L.Trainer, chains: Mapping[str, Chains], generator: torch.Generator | None, device: torch.device
+    trainer: L.Trainer | None, chains: Mapping[str, Chains], generator: torch.Generator | None, device: torch.device
 ) -> list[RankState]:
     """Chains and random states of all ranks, in rank order, as tensors and plain values; empty except on rank 0.
 
     A collective operation, as is ``Trainer.save_checkpoint``. Rank 0 holds the chains of all ranks in memory while it
-    saves them.
+    saves them. Without a trainer there is one rank.
     """
-    own = rank_state(chains, generator, device) | {"step": trainer.global_step}
-    if trainer.world_size == 1:
+    own = rank_state(chains, generator, device) | {"step": trainer.global_step if trainer else 0}
+    if trainer is None or trainer.world_size == 1:
         return [own]
     gathered: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
     torch.distributed.gather_object(own, gathered)
@@ -55,18 +55,34 @@ def load_rank_states(
     rank's generator is then reseeded from (its seed, rank, step), and the run is not bit-equal.
     """
     for name, own in chains.items():
-        states = [state["chains"][name] for state in ranks if name in state["chains"]]
-        if len(states) == len(ranks):
-            own.load_sharded(states, trainer.global_rank, trainer.world_size)
-        else:
+        states = _saved_chains(ranks, name)
+        if states is None:
             rank_zero_warn(f"The checkpoint has no '{name}': these chains are initialized.")
+        elif all(states):
+            own.load_sharded(states, trainer.global_rank, trainer.world_size)
     if generator is None:
         return
     saved = _own_state(ranks, trainer, generator.device.type)
     if saved is not None and saved["generator"] is not None:
         generator.set_state(saved["generator"])
-    else:
+    elif any(state["generator"] is not None for state in ranks):
         generator.manual_seed(_new_seed(generator.initial_seed(), "resumed", ranks, trainer))
+
+
+def show_chains(ranks: list[RankState], trainer: L.Trainer | None, chains: Mapping[str, Chains]) -> None:
+    """Put the saved chains of this rank in, before training sets them up. Chains that were not saved are reset."""
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    for name, own in chains.items():
+        states = _saved_chains(ranks, name)
+        own.reset()
+        if states and all(states):
+            own.load_sharded(states, rank, world_size)
+
+
+def _saved_chains(ranks: list[RankState], name: str) -> list[dict[str, Any]] | None:
+    """The saved states of the chains ``name``, empty for chains that were not set up; None if there are none."""
+    states = [state["chains"][name] for state in ranks if name in state["chains"]]
+    return states if len(states) == len(ranks) else None
 
 
 def load_random_state(ranks: list[RankState], trainer: L.Trainer, device: torch.device) -> None:

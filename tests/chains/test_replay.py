@@ -117,7 +117,6 @@ def test_state_is_restored():
         (lambda: ReplayBuffer(10, 1.5), "'reinit_prob' should be in [0, 1], got 1.5"),
         (lambda: buffer(10).draw(11), "'size' should be at least the batch size 11, got a buffer of 10"),
         (lambda: buffer(10, num_classes=4), "'size' should be a multiple of the 4 classes"),
-        (lambda: buffer(40, num_classes=4).draw(11, torch.zeros(11).long()), "'size' should give each class as many"),
         (lambda: buffer(40, num_classes=4).draw(3), "'labels' should be given"),
         (lambda: buffer(40).draw(3, torch.zeros(3).long()), "'labels' should be None"),
         (lambda: buffer().store(None, torch.zeros(1, 2)), "'index' should be the slots"),
@@ -281,3 +280,17 @@ def test_remaining_slots_of_a_sharded_run_start_at_the_initial_distribution():
 def test_use_before_the_initial_distribution_is_fitted():
     with pytest.raises(RuntimeError, match=r"not fitted yet\. Call 'fit"):
         ReplayBuffer(4, initial=ClassGaussians()).setup(BOX)
+
+
+def test_a_class_that_needs_more_chains_gets_them():
+    """Kills: new chains of another class, old chains that change, indices that repeat."""
+    chains = buffer(8, num_classes=4)
+    before, labels = chains.x.clone(), torch.tensor([2, 2, 2, 2, 2, 1])
+    with pytest.warns(UserWarning, match="each of 4 classes 2 chains, and a batch has 5 of one class: .* from 8 to 20"):
+        _, index = chains.draw(6, labels)
+    assert torch.equal(chains.x[:8], before)
+    assert len(index.unique()) == 6
+    assert torch.equal(index % 4, labels)
+    assert (len(chains.x), len(chains.age), chains.size) == (20, 20, 20)
+    chains.load_state_dict({"x": before, "age": torch.zeros(8, dtype=torch.long)})  # as a DivergenceGuard does
+    assert (len(chains.x), chains.size) == (8, 8)

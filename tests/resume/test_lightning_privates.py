@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import cli
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.strategies.launchers import multiprocessing
 
 import ebm_lightning
 from ebm_lightning import ConditionalEBM
@@ -23,6 +24,9 @@ PACKAGE = Path(ebm_lightning.__file__).parent
 ATTRIBUTES = {
     "fit_loop._data_source": "the training data for fits",
     "fit_loop._data_source.dataloader": "the training data for fits",
+    "fit_loop._data_source.instance": "the data that loggers show",
+    "validate_loop._data_source": "the data that loggers show",
+    "test_loop._data_source": "the data that loggers show",
     "fit_loop._data_fetcher": "whether an epoch has started",
     "fit_loop.epoch_loop._should_check_val_fx": "whether a validation is due",
     "fit_loop.epoch_progress.current.processed": "the epoch of a resumed data order",
@@ -83,6 +87,16 @@ def test_a_checkpoint_has_the_counters_of_the_loops(tmp_path):
 
 def test_the_cli_marks_hyperparameters():
     assert '"_instantiator"' in inspect.getsource(cli), missing("hparams['_instantiator']", "hyperparameters")
+
+
+def test_the_cli_reads_arguments_of_checkpoints_in_one_method():
+    assert hasattr(cli.LightningCLI, "_parse_ckpt_path"), missing("LightningCLI._parse_ckpt_path", "recipes/train.py")
+
+
+def test_processes_of_spawn_and_fork_take_the_state_of_the_module():
+    source = inspect.getsource(multiprocessing)
+    assert "trainer.lightning_module.state_dict()" in source, missing("the state of a process", "its chains")
+    assert "trainer.lightning_module.load_state_dict(" in source, missing("the state of a process", "its chains")
 
 
 def test_private_attributes_are_used_in_one_file_only():

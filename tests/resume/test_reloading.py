@@ -144,7 +144,7 @@ def test_scalars_are_stored_as_numbers(tmp_path):
 def test_long_tensors_are_stored_whole_and_shown_by_their_shape(tmp_path):
     mean = torch.linspace(-1, 1, 100)
     module = JEM(MLP(100, 3, (8,)), 3, Gaussian(mean, 2.0, (100,)), SGLD(0.1, 0.01, 2), ReplayBuffer(30))
-    assert module.hparams_initial["support"]["init_args"]["mean"] == "tensor of shape (100,)"
+    assert module.hparams_initial["support"]["init_args"]["mean"] == "torch.float32 of shape (100,)"
     data = loader(torch.randn(8, 100), torch.randint(3, (8,)))
     run = trainer(tmp_path, max_steps=1)
     run.fit(module, data)
