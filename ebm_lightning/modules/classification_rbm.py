@@ -45,7 +45,7 @@ class ClassificationRBM(JEM):
         class_conditional_weight: Weight of -log p(x|y).
         exact_gradient: Sum over all states instead of sampling: the exact likelihood and gradient, for small models.
         optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimizer; it is stepped after every optimizer step.
+        lr_scheduler: Makes the learning-rate schedule from the optimizer, as for :class:`ConditionalEBM`.
         seed: Seed of the chains, as for :class:`JEM`.
 
     Raises:

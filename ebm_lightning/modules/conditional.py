@@ -1,32 +1,46 @@
 """A classifier as a conditional energy model: trained by cross-entropy, with energies and scores."""
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
-from ebm_lightning.chains.sampling import sample_chains, with_steps
 from ebm_lightning.checks import check_integer
+from ebm_lightning.contracts import TWO_LOGITS
 from ebm_lightning.coordinates import Coordinates
 from ebm_lightning.energies import JointEnergy
-from ebm_lightning.modules.batches import Batch, as_pair, check_labels, generative_pair, has_two_parts
+from ebm_lightning.modules import normalization, sampling, scoring
+from ebm_lightning.modules.batches import (
+    Batch,
+    BatchKeys,
+    check_batch_keys,
+    check_has_labels,
+    check_labels,
+    class_indices,
+    has_two_parts,
+    split_batch,
+    with_labels,
+)
+from ebm_lightning.modules.check_classifier import check_classifier, warn_of_empty_space
 from ebm_lightning.modules.fit_coordinates import fit_coordinates
 from ebm_lightning.modules.fit_densities import fit_densities
+from ebm_lightning.modules.lr_schedules import (
+    LRSchedulerCallable,
+    OptimizerCallable,
+    configure_optimizers,
+    schedule_and_config,
+)
+from ebm_lightning.modules.stored_values import StoredValues
 from ebm_lightning.resume.base import ResumableModule
 from ebm_lightning.resume.hparams import rebuild
-from ebm_lightning.rng import make_generator
-from ebm_lightning.samplers import SGLD, Sampler
-from ebm_lightning.samplers.base import Progress
-from ebm_lightning.supports import Density, Euclidean, Support
+from ebm_lightning.supports import Euclidean, Support
 
 Terms = dict[str, tuple[float, Tensor]]
 """Weight and value of each term of a loss, by its name."""
-OptimizerCallable = Callable[[Iterable[Any]], torch.optim.Optimizer]
-LRSchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
 class ConditionalEBM(ResumableModule):
@@ -35,9 +49,13 @@ class ConditionalEBM(ResumableModule):
     .. math:: -\log p(y|x) = E(x, y) - E(x) = -f(x)[y] + \log \sum_{y'} e^{f(x)[y']}
 
     Z and the reference density cancel, so training needs no sampling. Predictions are bit-equal to the classifier's.
-    Batches are (x, y) with integer labels. A training batch may also be ``{"clf": (x, y), "gen": x}``, or with labels
-    in the second part, which is for the generative terms of a :class:`JEM` and is ignored here. ``self.energy`` is the
-    :class:`~ebm_lightning.energies.JointEnergy`.
+    Batches are (x, y) with class indices (N,) or probabilities (N, K), or dictionaries such as ``{"pixel_values": x,
+    "labels": y}``. A training batch may also be ``{"clf": (x, y), "gen": x}``, or with labels in the second part, which
+    is for the generative terms of a :class:`JEM` and is ignored here. Batches of inputs alone can be validated, tested
+    and predicted. Each of several loaders gets its own metrics. ``self.energy`` is the
+    :class:`~ebm_lightning.energies.JointEnergy`. It and the module itself, called as functions, use the current mode:
+    after ``fit`` that is train mode, in which batch norm makes E(x) depend on the batch. Call ``eval()`` first, or use
+    the methods that do so by themselves, such as :meth:`score` and :meth:`sample`.
 
     References:
         Grathwohl et al. 2020, sec. 3. https://arxiv.org/abs/1912.03263
@@ -49,9 +67,14 @@ class ConditionalEBM(ResumableModule):
             u, by default their own.
         optimizer: Makes the optimizer from the parameters, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
         lr_scheduler: Makes the learning-rate schedule from the optimizer. It is stepped after every optimizer step.
+        lr_scheduler_config: What else Lightning should know of it, such as ``{"interval": "epoch"}``, or ``{"monitor":
+            "val/nll"}`` for ReduceLROnPlateau, which is stepped after every epoch. Both in one dictionary, as Lightning
+            has it, are taken too.
         coordinates: Invertible map u = T(x), such as ``Quantiles(Box(-1, 1, (1, 28, 28)), 256)``. The classifier sees u
             and chains move in u; batches, energies, scores and samples are of x. ``fit`` fits it to the training data
             if it is not fitted yet. One of a checkpoint is not fitted again.
+        batch_keys: Where batches hold inputs and labels if they have another form, such as ``("image", "species")``, or
+            ``(0, 2)`` for tuples. For anything else override :meth:`inputs_and_labels`.
 
     Raises:
         ValueError: ``num_classes`` is below 2. At the first batch: inputs outside the support, NaN, wrong shapes,
@@ -69,19 +92,25 @@ class ConditionalEBM(ResumableModule):
         *,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_config: Mapping[str, Any] | None = None,
         coordinates: Coordinates | None = None,
+        batch_keys: BatchKeys | None = None,
     ) -> None:
         super().__init__()
-        check_integer("num_classes", num_classes, at_least=2)
+        remedy = TWO_LOGITS if isinstance(num_classes, int) and num_classes == 1 else ""
+        num_classes = check_integer("num_classes", num_classes, at_least=2, remedy=remedy)
         coordinates = rebuild(coordinates, Coordinates, "coordinates")
         support = rebuild(support, Support, "support") or (Euclidean() if coordinates is None else coordinates.codomain)
         self.energy = JointEnergy(rebuild(classifier, nn.Module, "classifier"), support, coordinates=coordinates)
         self.save_hyperparameters()
-        self.num_classes = num_classes
+        self._classifier_checked: set[bool] = set()  # without chains, with chains
+        self.num_classes: int = num_classes
         self.optimizer = rebuild(optimizer, torch.optim.Optimizer, "optimizer", partial=True)
-        self.lr_scheduler = rebuild(lr_scheduler, torch.optim.lr_scheduler.LRScheduler, "lr_scheduler", partial=True)
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        scheduler, self.lr_scheduler_config = schedule_and_config(lr_scheduler, lr_scheduler_config)
+        self.lr_scheduler = rebuild(scheduler, torch.optim.lr_scheduler.LRScheduler, "lr_scheduler", partial=True)
+        self.batch_keys = check_batch_keys(batch_keys)
+        self.stored_threshold = StoredValues(1)
+        self.stored_log_z = normalization.stored_log_z(num_classes)
 
     @property
     def classifier(self) -> nn.Module:
@@ -115,56 +144,27 @@ class ConditionalEBM(ResumableModule):
         """Logits of points in coordinates, shape (N, K)."""
         logits: Tensor = self.chain_energy.logits(u)
         if logits.shape[1] != self.num_classes:
+            remedy = TWO_LOGITS if logits.shape[1] == 1 else "Change one of them."
             raise ValueError(
                 f"'num_classes' should be the number of logits, got {self.num_classes} for a classifier with "
-                f"{logits.shape[1]}. Change one of them."
+                f"{logits.shape[1]}. {remedy}"
             )
         return logits
 
-    def sample(
-        self,
-        n: int,
-        y: Tensor | None = None,
-        *,
-        steps: int | None = None,
-        sampler: Sampler | None = None,
-        initial: Density | None = None,
-        generator: torch.Generator | None = None,
-        batch_size: int = 250,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        """Final states of ``n`` new chains, as x, shape (n, *shape), in eval mode and on the module's device.
+    # Everyday use, without a trainer. Each function has the model as its first argument.
 
-        Arguments:
-            n: Number of samples.
-            y: Labels, shape (n,): chains then follow E(x, y) instead of E(x).
-            steps: Steps of each chain; by default the sampler's own number.
-            sampler: Moves the chains; by default the module's, and ``SGLD.jem()`` for one without.
-            initial: Fitted distribution of the initial points; by default that of the module's chains, or the support's
-                reference density. The support itself is also one. With coordinates it is a distribution of u.
-            generator: Source of randomness, on the module's device; seeded with 0 by default.
-            batch_size: Largest number of chains to run at once.
-            progress: Wraps the loop over batches, such as ``tqdm.tqdm``.
-        """
-        u = sample_chains(
-            self.chain_energy,
-            self.support,
-            with_steps(sampler or getattr(self, "sampler", None) or SGLD.jem(), steps),
-            n,
-            generator or make_generator(0, "sample", device=self.device),
-            labels=None if y is None else y.to(self.device),
-            initial=initial or getattr(getattr(self, "chains", None), "initial", None),
-            compute=getattr(self, "compute", None),
-            batch_size=batch_size,
-            progress=progress,
-        )
-        with torch.no_grad():
-            return self.coordinates.inv(u)
+    sample = sampling.sample
+    score = scoring.score
+    threshold = scoring.threshold
+    is_ood = scoring.is_ood
+    estimate_log_z = normalization.estimate_log_z
+    log_z = property(normalization.known_log_z)
+    log_prob = normalization.log_prob
 
     # The loss: override these.
 
     def conditional_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """-log p(y|x), mean over the batch, in nats, from logits (N, K) and labels (N,)."""
+        """-log p(y|x), mean over the batch, in nats, from logits (N, K) and labels (N,) or probabilities (N, K)."""
         return F.cross_entropy(logits, y)
 
     def loss_terms(self, x: Tensor, y: Tensor) -> Terms:
@@ -175,22 +175,24 @@ class ConditionalEBM(ResumableModule):
         """The weighted sum of the terms of the loss, and the terms.
 
         Raises:
+            ValueError: The loss is not finite, because of the batch.
             RuntimeError: The loss is not finite, and no DivergenceGuard handles it.
         """
         terms = self.loss_terms(*batch)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        if self.halts_on_divergence and not torch.isfinite(loss):
-            raise RuntimeError(self._divergence_message({name: value for name, (_, value) in terms.items()}))
+        if not (finite := torch.isfinite(loss)) & self._inside(*batch):  # accelerators are synchronized once, here
+            self._check_again(*batch)
+            if self.halts_on_divergence and not finite:
+                raise RuntimeError(self._divergence_message({name: value for name, (_, value) in terms.items()}))
         return loss, terms
 
     # Lightning's hooks.
 
-    def on_fit_start(self) -> None:
+    def prepare_fit(self) -> None:
         fit_coordinates(self)
         if self.generator is None:
             fit_densities(self)
-            self.start_chains()
-        super().on_fit_start()
+        super().prepare_fit()
 
     def check_batch(self, x: Tensor, y: Tensor | None = None, *, unlabeled: bool = False) -> None:
         """Check that x is in its domain and that y holds classes, or also -1 if ``unlabeled``.
@@ -205,13 +207,53 @@ class ConditionalEBM(ResumableModule):
         if y is not None:
             check_labels(y, len(x), self.num_classes, unlabeled=unlabeled)
 
+    def check_classifier(self, x: Tensor) -> None:
+        """Look once at what the classifier does with some rows of ``x``; again when training starts.
+
+        Raises:
+            ValueError: As for :func:`~ebm_lightning.modules.check_classifier.check_classifier`.
+        """
+        in_chains = self.trainer.training and self._chains_follow_gradients()
+        if in_chains not in self._classifier_checked:
+            if in_chains:
+                warn_of_empty_space(self.coordinates, self.running_chains().values(), x)
+            check_classifier(self.chain_energy, self.coordinates(x), in_chains=in_chains)
+            self._classifier_checked |= {in_chains, False}
+
+    def _chains_follow_gradients(self) -> bool:
+        return False
+
+    def _inside(self, *batch: Tensor) -> Tensor:
+        """Whether all inputs of a training batch are in a bounded domain, a scalar on their device."""
+        contains = getattr(self.domain, "contains", None)
+        inputs = batch[::2]  # x, y, and perhaps x and y of the generative terms
+        inside = [contains(x).all() for x in inputs] if contains else [torch.ones_like(batch[0][:1], dtype=torch.bool)]
+        return torch.stack(inside).all()
+
+    def _check_again(self, x: Tensor, y: Tensor, x_gen: Tensor | None = None, y_gen: Tensor | None = None) -> None:
+        """Check a batch that is outside or gave an infinite loss: accelerators checked the first batch only."""
+        self.check_batch(x, y, unlabeled=x_gen is None)
+        if x_gen is not None:
+            self.check_batch(x_gen, y_gen, unlabeled=True)
+
+    def inputs_and_labels(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Inputs and labels of what a loader yields; labels are None if there are none.
+
+        Everything that reads batches calls it. Override it for batches of another form.
+
+        Raises:
+            ValueError: The form is unknown.
+        """
+        return split_batch(batch, self.batch_keys)
+
     def checked_batch(self, batch: Any, batch_idx: int) -> Batch:
         """``batch`` as (x, y), checked by :meth:`check_batch`.
 
         Raises:
-            ValueError: It is not a pair, or x or y is wrong.
+            ValueError: It has no labels, or x or y is wrong.
         """
-        return self._checked(as_pair(batch), batch_idx, unlabeled=False)
+        x, y = self.inputs_and_labels(batch)
+        return self._checked((x, check_has_labels(y)), batch_idx, unlabeled=False)
 
     def generative_batch(self, batch: Any, batch_idx: int) -> Batch:
         """A batch of the generative terms as (x, y): inputs without labels get labels of -1.
@@ -219,7 +261,8 @@ class ConditionalEBM(ResumableModule):
         Raises:
             ValueError: x or y is wrong.
         """
-        return self._checked(generative_pair(batch), batch_idx, unlabeled=True)
+        pair = with_labels(*self.inputs_and_labels(batch["gen"] if has_two_parts(batch) else batch))
+        return self._checked(pair, batch_idx, unlabeled=True)
 
     def _checked(self, pair: Batch, batch_idx: int, *, unlabeled: bool) -> Batch:
         if pair[0].device.type == "cpu" or batch_idx == 0:
@@ -231,40 +274,45 @@ class ConditionalEBM(ResumableModule):
         return self.checked_batch(batch["clf"] if has_two_parts(batch) else batch, batch_idx)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss, terms = self.compute_loss(*self.training_batch(batch, batch_idx))
+        arguments = self.training_batch(batch, batch_idx)
+        self.check_classifier(arguments[0])
+        loss, terms = self.compute_loss(*arguments)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/loss_{name}": value for name, (_, value) in terms.items()})
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(self.checked_batch(batch, batch_idx), "val", self.val_accuracy)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return self._evaluate(batch, batch_idx, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(self.checked_batch(batch, batch_idx), "test", self.test_accuracy)
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return self._evaluate(batch, batch_idx, "test")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Logits (N, K) and energies E(x) (N,)."""
-        x = batch if isinstance(batch, Tensor) else batch[0]
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Logits (N, K) and energies E(x) (N,). Labels are not needed, and ignored if there are some."""
+        x, _ = self.inputs_and_labels(batch)
         if x.device.type == "cpu" or batch_idx == 0:
             self.check_batch(x)
+        self.check_classifier(x)
         return self._outputs(x)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self.parameters())
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        return configure_optimizers(self.parameters(), self.optimizer, self.lr_scheduler, self.lr_scheduler_config)
 
-    def _evaluate(self, batch: Batch, stage: Literal["val", "test"], accuracy: MulticlassAccuracy) -> dict[str, Tensor]:
-        x, y = batch
+    def _evaluate(self, batch: Any, batch_idx: int, stage: Literal["val", "test"]) -> dict[str, Tensor]:
+        """Logits and energies. Lightning averages what is logged over the batches of each loader and over ranks."""
+        x, y = self.inputs_and_labels(batch)
+        if x.device.type == "cpu" or batch_idx == 0:
+            self.check_batch(x, y)
+        self.check_classifier(x)
         outputs = self._outputs(x)
-        accuracy(outputs["logits"], y)
-        self.log(f"{stage}/accuracy", accuracy, prog_bar=True, batch_size=len(x), sync_dist=True)
-        self.log(f"{stage}/nll", F.cross_entropy(outputs["logits"], y), batch_size=len(x), sync_dist=True)
-        self.log(f"{stage}/energy", outputs["energy"].mean(), batch_size=len(x), sync_dist=True)
+        if not torch.isfinite(outputs["energy"]).all():  # accelerators checked the first batch only
+            self.check_batch(x, y)
+        log = functools.partial(self.log, batch_size=len(x), sync_dist=True)
+        if y is not None:
+            correct = outputs["logits"].argmax(1) == class_indices(y)
+            log(f"{stage}/accuracy", correct.float().mean(), prog_bar=True)
+            log(f"{stage}/nll", F.cross_entropy(outputs["logits"], y))
+        log(f"{stage}/energy", outputs["energy"].mean())
         return outputs
 
     def _outputs(self, x: Tensor) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ebm_lightning.modules.training_data import pass_over, seeded_globally
-from ebm_lightning.resume.lightning_internals import averaged_modules, train_dataloader
+from ebm_lightning.modules.training_data import seeded_globally, training_batches
+from ebm_lightning.resume.lightning_internals import averaged_modules
 
 
 def fit_coordinates(module: Any) -> None:
@@ -43,5 +43,5 @@ class TrainingInputs:
 
     def __iter__(self) -> Iterator[Tensor]:
         with seeded_globally(0):
-            for i, batch in enumerate(pass_over(train_dataloader(self.module.trainer))):
+            for i, batch in enumerate(training_batches(self.module.trainer, shared=False)):
                 yield self.module.generative_batch(batch, i)[0].to(self.module.device)

@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,19 +12,16 @@ from torch import Tensor, nn
 
 from ebm_lightning.chains import Chains, ReplayBuffer
 from ebm_lightning.chains.step import ChainStep
-from ebm_lightning.checks import check_number
+from ebm_lightning.checks import check_integer, check_number
 from ebm_lightning.coordinates import Coordinates
-from ebm_lightning.modules.batches import check_all_labeled, has_two_parts
-from ebm_lightning.modules.conditional import (
-    ConditionalEBM,
-    LRSchedulerCallable,
-    OptimizerCallable,
-    Terms,
-)
+from ebm_lightning.energies import tilt_of
+from ebm_lightning.modules.batches import BatchKeys, check_classes, has_two_parts
+from ebm_lightning.modules.conditional import ConditionalEBM, Terms
+from ebm_lightning.modules.lr_schedules import LRSchedulerCallable, OptimizerCallable
 from ebm_lightning.modules.precompute_gradient import differs_in_training, precompute_gradient
 from ebm_lightning.resume.hparams import rebuild
 from ebm_lightning.rng import make_generator
-from ebm_lightning.samplers import SGLD, Adaptation, Compute, Sampler, eval_mode
+from ebm_lightning.samplers import SGLD, Adaptation, BlockGibbs, Compute, Sampler, eval_mode
 from ebm_lightning.samplers.adaptation import AdaptedSampler
 from ebm_lightning.supports import Support
 
@@ -44,7 +42,8 @@ class JEM(ConditionalEBM):
     micro-batch.
 
     With batches ``{"clf": (x, y), "gen": x}``, the second part is unlabeled and feeds -log p(x) alone. Labels of -1 in
-    it mean the same.
+    it mean the same. Without a conditional term, batches may be inputs alone. With soft labels (N, K), as of MixUp, the
+    joint and class-conditional terms need a second part with classes.
 
     References:
         Grathwohl et al. 2020. https://arxiv.org/abs/1912.03263
@@ -68,13 +67,14 @@ class JEM(ConditionalEBM):
             generative terms have separate batches, only those get it: chains need this noise, but it blurs the
             classifier's inputs. Noise for the classifier is set in the data module.
         optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the learning-rate schedule from the optimizer; it is stepped after every optimizer step.
+        lr_scheduler, lr_scheduler_config: As for :class:`ConditionalEBM`.
         compute: Precision, memory layout and compilation of the network while chains move, such as
             ``Compute.auto()``. By default the same as for the loss, which the trainer sets.
         seed: Seed of the chains; by default PyTorch's initial seed, which ``seed_everything`` sets. Each rank has a
             separate stream.
         coordinates: As for :class:`ConditionalEBM`: the fitted map to the u in which chains move.
         adaptation: Adapts the step size of MALA or HMC to an acceptance rate, and runs chains longer that are behind.
+        batch_keys: As for :class:`ConditionalEBM`.
 
     Raises:
         ValueError: A negative weight, all weights 0, or an error of :class:`ConditionalEBM`.
@@ -96,15 +96,24 @@ class JEM(ConditionalEBM):
         data_noise: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_config: Mapping[str, Any] | None = None,
         compute: Compute | None = None,
         seed: int | None = None,
         coordinates: Coordinates | None = None,
         adaptation: Adaptation | None = None,
+        batch_keys: BatchKeys | None = None,
     ) -> None:
         if support is None and coordinates is None:
             raise ValueError("'support' should be given, such as Box(-1, 1, shape), got None without coordinates.")
         super().__init__(
-            classifier, num_classes, support, optimizer=optimizer, lr_scheduler=lr_scheduler, coordinates=coordinates
+            classifier,
+            num_classes,
+            support,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_config=lr_scheduler_config,
+            coordinates=coordinates,
+            batch_keys=batch_keys,
         )
         self.adapted_sampler = AdaptedSampler(
             rebuild(sampler, Sampler, "sampler") or SGLD.jem(), rebuild(adaptation, Adaptation, "adaptation")
@@ -120,7 +129,7 @@ class JEM(ConditionalEBM):
         self.class_chains = copy.deepcopy(self.chains)
         self.class_chains.initial = self.chains.initial  # the same object, so that it is fitted once
         self.compute: Compute | None = rebuild(compute, Compute, "compute")
-        self.seed = seed
+        self.seed: int | None = check_integer("seed", seed, optional=True)
         self.chain_step: ChainStep | None = None  # what the last training step did with its chains
 
     @property
@@ -168,15 +177,17 @@ class JEM(ConditionalEBM):
     def positive_phase(self, logits: Tensor, u: Tensor, y: Tensor) -> Tensor:
         """Weighted energies of the data, mean over the batch: what training lowers.
 
+        Energies are relative to the reference density, E(x) + log q(x), which has the same gradient and varies less.
+
         Arguments:
             logits: Logits of the data in eval mode, shape (N, K).
             u: The data in coordinates, shape (N, *shape): x itself by default.
             y: Labels, shape (N,).
         """
-        energy = self.chain_energy.from_logits(logits, u)
+        energy = -tilt_of(logits)
         loss = self.generative_weight * energy.mean() + len(self.running_chains()) * self._l2(logits)
         if self.joint_weight or self.class_conditional_weight:
-            energy_y = self.chain_energy.from_logits(logits, u, y)
+            energy_y = -tilt_of(logits, y)
             loss = loss + (self.joint_weight + self.class_conditional_weight) * energy_y.mean()
             energy = energy_y if self.class_conditional_weight else energy
         if self.chain_step is not None:
@@ -211,7 +222,7 @@ class JEM(ConditionalEBM):
     def _negative_phase(self, u_neg: Tensor, y: Tensor | None, weight: float) -> Tensor:
         with eval_mode(self.energy):
             logits = self.chain_energy.logits(u_neg)
-        energy = self.chain_energy.from_logits(logits, u_neg, y)
+        energy = -tilt_of(logits, y)
         if self.chain_step is not None:
             self.chain_step.energy_neg = energy.detach().mean()
         return precompute_gradient(self._l2(logits) - weight * energy.mean(), self.energy)
@@ -232,8 +243,25 @@ class JEM(ConditionalEBM):
         """Seed this rank's generator and set up its chains. ``fit`` calls it; a hand-written loop has to."""
         self.generator = self._make_generator("chains")
         for name, chains in self.running_chains().items():
-            num_classes = self.num_classes if name == "class_chains" else None
-            chains.setup(self.support, num_classes, self.generator)
+            chains.setup(self.support, self._classes_of(name), self.generator)
+
+    def prepare_fit(self) -> None:
+        if self.running_chains() and self.trainer.precision in ("bf16-true", "16-true"):
+            raise RuntimeError(
+                f"'precision' should be bf16-mixed or 32-true while chains run, got {self.trainer.precision}: with "
+                "weights and data in half precision, an energy of 300 is rounded to a multiple of 2."
+            )
+        super().prepare_fit()
+
+    def _chains_follow_gradients(self) -> bool:
+        return bool(self.running_chains()) and not isinstance(self.sampler, BlockGibbs)
+
+    def place_chains(self) -> None:
+        for name, chains in self.running_chains().items():
+            chains.place(self.support, self._classes_of(name))
+
+    def _classes_of(self, chains: str) -> int | None:
+        return self.num_classes if chains == "class_chains" else None
 
     def restart_chains(self, attempt: int, factor: float = 1.0) -> None:
         """After a divergence: reinitialize the chains that moved last, reseed the sampler and scale its step.
@@ -251,20 +279,24 @@ class JEM(ConditionalEBM):
 
     def training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
         if not has_two_parts(batch):
-            x, y = self.checked_batch(batch, batch_idx)
+            x, y = (self.checked_batch if self.conditional_weight else self.generative_batch)(batch, batch_idx)
+            self._check_classes(y, batch_idx)
             return self._noisy(x), y
         x, y = self.checked_batch(batch["clf"], batch_idx)
         x_gen, y_gen = self.generative_batch(batch["gen"], batch_idx)
-        if (self.joint_weight or self.class_conditional_weight) and (y_gen.device.type == "cpu" or batch_idx == 0):
-            check_all_labeled(y_gen)
+        self._check_classes(y_gen, batch_idx)
         return x, y, self._noisy(x_gen), y_gen
+
+    def _check_classes(self, y: Tensor, batch_idx: int) -> None:
+        if self.joint_weight or self.class_conditional_weight:
+            check_classes(y, values=y.device.type == "cpu" or batch_idx == 0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         step = self.chain_step
         if step is not None and step.energy_pos is not None and step.energy_neg is not None:
             energies = {"train/energy_pos": step.energy_pos, "train/energy_neg": step.energy_neg}
-            self.log_dict(energies, prog_bar=True)
+            self.log_dict(energies)
         return loss
 
     def derived_hyperparameters(self) -> dict[str, Any]:
@@ -284,7 +316,7 @@ class JEM(ConditionalEBM):
     def _check_weights(self) -> None:
         names = ("conditional_weight", "generative_weight", "joint_weight", "class_conditional_weight")
         for name in (*names, "energy_l2", "data_noise"):
-            check_number(name, getattr(self, name), at_least=0)
+            setattr(self, name, check_number(name, getattr(self, name), at_least=0))
         if not any(getattr(self, name) for name in names):
             raise ValueError("'conditional_weight' or a generative weight should be positive, got 0 for all of them.")
 

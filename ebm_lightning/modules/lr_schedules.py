@@ -1,11 +1,97 @@
-"""The learning-rate schedule of JEM and its successors, as one class that a config can name."""
+"""Learning-rate schedules: how a module's schedule is stepped, and the one of JEM and its successors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from ebm_lightning.checks import check_integer
+
+CONFIG_KEYS = ("interval", "frequency", "monitor", "strict", "name")
+OptimizerCallable = Callable[[Iterable[Any]], torch.optim.Optimizer]
+LRSchedulerCallable = Callable[[torch.optim.Optimizer], LRScheduler]
+
+
+def configure_optimizers(
+    parameters: Iterable[nn.Parameter],
+    optimizer: OptimizerCallable,
+    scheduler: LRSchedulerCallable | None,
+    config: Mapping[str, Any],
+) -> OptimizerLRScheduler:
+    """What Lightning's hook of that name returns: an optimizer of the parameters that are not frozen, and its schedule.
+
+    A callback such as BackboneFinetuning adds the frozen ones later, with another learning rate.
+
+    Arguments:
+        parameters: All parameters.
+        optimizer: Makes the optimizer.
+        scheduler: Makes the schedule from the optimizer.
+        config: Lightning's settings of the schedule. By default it is stepped after every optimizer step, and
+            ReduceLROnPlateau after every epoch.
+
+    Raises:
+        ValueError: All parameters are frozen, or ReduceLROnPlateau has no ``monitor``.
+    """
+    parameters = list(parameters)
+    trainable = [p for p in parameters if p.requires_grad]
+    if parameters and not trainable:
+        raise ValueError("'classifier' should have parameters that are not frozen, got none. Unfreeze its last layer.")
+    made = optimizer(trainable)
+    if scheduler is None:
+        return made
+    schedule = scheduler(made)
+    settings = {"interval": "step"} | dict(config)
+    if isinstance(schedule, ReduceLROnPlateau):
+        own = getattr(schedule, "monitor", None)  # that of lightning.pytorch.cli.ReduceLROnPlateau
+        settings = {"interval": "epoch"} | ({} if own is None else {"monitor": own}) | dict(config)
+        if settings.get("monitor") is None:
+            raise ValueError(
+                "'lr_scheduler_config' should name what ReduceLROnPlateau monitors, got no 'monitor'. Pass "
+                "lr_scheduler_config={'monitor': 'val/nll'}, or 'train/loss' without validation."
+            )
+    return {"optimizer": made, "lr_scheduler": {"scheduler": schedule} | settings}  # type: ignore[return-value]
+
+
+def schedule_and_config(scheduler: Any, config: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    """What makes the schedule, and Lightning's settings of it.
+
+    Both may also come in one dictionary, as Lightning has it: ``{"scheduler": ..., "interval": "epoch"}``.
+
+    Raises:
+        ValueError: As for :func:`check_schedule_config`.
+    """
+    if isinstance(scheduler, Mapping) and "scheduler" in scheduler:
+        config = {key: value for key, value in scheduler.items() if key != "scheduler"} | dict(config or {})
+        scheduler = scheduler["scheduler"]
+    return scheduler, check_schedule_config(config)
+
+
+def check_schedule_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``config`` as a dictionary, checked to hold settings that Lightning has for a schedule.
+
+    Raises:
+        ValueError: A key is unknown, the interval is neither "step" nor "epoch", or the frequency is below 1.
+    """
+    if not isinstance(config, Mapping | None):
+        raise ValueError(
+            f"'lr_scheduler_config' should be a dictionary, got {config!r}. Pass {{'interval': 'epoch'}}, say."
+        )
+    config = dict(config or {})
+    unknown = [key for key in config if key not in CONFIG_KEYS]
+    if unknown:
+        raise ValueError(
+            f"'lr_scheduler_config' should have keys among {', '.join(CONFIG_KEYS)}, got {unknown[0]!r}. What makes "
+            "the schedule goes to 'lr_scheduler'."
+        )
+    if config.get("interval", "step") not in ("step", "epoch"):
+        raise ValueError(
+            f"'lr_scheduler_config' should have the interval 'step' or 'epoch', got {config['interval']!r}."
+        )
+    check_integer("frequency", config.get("frequency", 1), at_least=1)
+    return config
 
 
 class WarmupMultiStep(LambdaLR):

@@ -58,8 +58,7 @@ class SADAJEM(JEM):
         **jem_arguments: Any,
     ) -> None:
         super().__init__(classifier, num_classes, support, sampler, chains, **jem_arguments)
-        check_number("rho", rho, at_least=0)
-        self.rho = rho
+        self.rho: float = check_number("rho", rho, at_least=0)
         self.adaptive = adaptive
         self._negatives: dict[bool, Tensor] | None = None
         self._saved_weights: SavedWeights = []
@@ -93,10 +92,10 @@ class SADAJEM(JEM):
         super().on_after_backward()
         restore_weights(self._saved_weights)
 
-    def on_fit_start(self) -> None:
+    def prepare_fit(self) -> None:
         if self.rho and self.trainer.precision in ("16-mixed", "16-true"):
             raise RuntimeError(
                 f"'precision' should be bf16-mixed or 32-true for SADAJEM, got {self.trainer.precision}: the gradient "
                 "that perturbs the weights is not scaled and would underflow in float16."
             )
-        super().on_fit_start()
+        super().prepare_fit()

@@ -13,6 +13,7 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
@@ -20,6 +21,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ebm_lightning.modules.batches import has_two_parts
 from ebm_lightning.resume.lightning_internals import train_dataloader
+
+MANY_BATCHES = 20_000  # of a loader without a length, which may have no end: 2.5 million images in batches of 128
 
 
 @contextmanager
@@ -32,13 +35,30 @@ def seeded_globally(seed: int) -> Iterator[None]:
         yield
 
 
-def training_batches(trainer: L.Trainer) -> Iterable[Any]:
-    """This rank's part of the training data, in an order that depends on the dataset only.
+def training_batches(trainer: L.Trainer, *, shared: bool = True) -> Iterable[Any]:
+    """This rank's part of the training data, or all of it, in an order that depends on the dataset only.
+
+    Of a loader without a length, an integer ``limit_train_batches`` is respected, since it may have no end.
 
     A data module, or a LightningModule with ``train_dataloader``, is asked for another loader. Of a loader that was
     passed to ``fit`` only the dataset is read. If batches have two parts, this is the loader of the generative terms.
     """
-    return pass_over(train_dataloader(trainer), trainer.global_rank, trainer.world_size)
+    part = (trainer.global_rank, trainer.world_size) if shared else (0, 1)
+    batches = pass_over(train_dataloader(trainer), *part)
+    return batches if sized_len(batches) is not None else _of_unknown_length(batches, trainer.limit_train_batches)
+
+
+def _of_unknown_length(batches: Iterable[Any], limit: int | float | None) -> Iterator[Any]:
+    """At most ``limit`` batches, if it is an integer. Without one a loader that goes on and on is an error."""
+    for i, batch in enumerate(batches):
+        if isinstance(limit, int) and i >= limit:
+            return
+        if not isinstance(limit, int) and i >= MANY_BATCHES:
+            raise ValueError(
+                f"'limit_train_batches' should be an integer if a loader has no length, got {limit}: a fit to the "
+                f"training data has read {i} batches and seen no end. Set Trainer(limit_train_batches=1000), say."
+            )
+        yield batch
 
 
 def pass_over(loader: Any, rank: int = 0, world_size: int = 1) -> Iterable[Any]:
