@@ -18,7 +18,6 @@ import lightning as L
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from tqdm import tqdm
 
 from ebm_lightning import (
@@ -31,6 +30,8 @@ from ebm_lightning import (
     ChainDiagnostics,
     ClassGaussians,
     Compose,
+    EnergyExtremes,
+    ErrorBars,
     Euclidean,
     FreshSamples,
     NormalScores,
@@ -42,15 +43,20 @@ from ebm_lightning import (
 )
 from ebm_lightning.data import Digits
 from ebm_lightning.evaluation.closed_form import Floor, closed_form_floors
-from ebm_lightning.evaluation.report import results_folder
+from ebm_lightning.evaluation.loggers import LoggerName, finish_wandb, log_to_wandb, run_logger
+from ebm_lightning.evaluation.report import results_folder, results_table
 from ebm_lightning.networks import ConvNet, ThresholdConvNet
 
-LoggerName = Literal["csv", "tensorboard", "wandb"]
 Kind = Literal["density", "classifier", "cold"]
 OODName = Literal["noise", "shuffled", "inverted", "transposed", "flipped", "interpolated"]
 OOD: tuple[OODName, ...] = ("noise", "shuffled", "inverted", "transposed", "flipped", "interpolated")
 SHAPE = Digits.support.shape
 TRAINING_IMAGES = 1077
+NAMES: dict[Kind, str] = {
+    "density": "the density, a JEM at temperature 1",
+    "classifier": "the classifier, without p(x)",
+    "cold": "the cold model, a JEM at a low temperature",
+}
 
 
 def main(
@@ -99,7 +105,7 @@ def main(
         ais_num_chains: Chains of the annealing.
         fresh_steps: Steps of the new chains that are compared with the annealed ones.
         log_checkpoint: Upload the checkpoint to W&B as an artifact.
-        progress_bar: Show progress bars, with the energies of data and negatives.
+        progress_bar: Show progress bars, with the loss and the validation accuracy.
     """
     start = time.time()
     folder = results_folder(output, "digits")
@@ -137,7 +143,10 @@ def main(
             lr_scheduler=one_cycle(1e-3, total_steps, 0.05),
         )
 
-    def run(name: Kind, max_epochs: int) -> dict[str, float]:
+    results: dict[str, dict[str, float]] = {}
+
+    def run(name: Kind, max_epochs: int) -> None:
+        print(f"Training {NAMES[name]}: {max_epochs} epochs, then testing it", flush=True)
         L.seed_everything(seed, verbose=False)
         directory = folder if name == "density" else folder / name
         data = Digits(64) if name == "cold" else Digits(batch_size, "affine", batch_size)
@@ -148,6 +157,8 @@ def main(
         callbacks: list[Callback] = [
             EMAWeightAveraging(decay=0.99),
             Calibration(directory=directory),
+            ErrorBars(),
+            EnergyExtremes(directory=directory),
             OODDetection(ood, directory=directory),
             ais,
             ModelCheckpoint(
@@ -163,7 +174,9 @@ def main(
         trainer = L.Trainer(
             max_epochs=max_epochs,
             devices=1,
-            logger=_logger(logger, directory, f"{folder.name}-{name}", log_checkpoint),
+            logger=run_logger(
+                logger, directory, f"{folder.name}-{name}", folder.name, ["digits", name], log_model=log_checkpoint
+            ),
             callbacks=callbacks,
             gradient_clip_val=1.0 if name == "cold" else 10.0,
             check_val_every_n_epoch=min(15, max_epochs),
@@ -173,17 +186,17 @@ def main(
         )
         trainer.fit(module, datamodule=data)
         metrics = dict(trainer.test(module, datamodule=data, verbose=False)[0])
+        results[name] = metrics
         if logger == "wandb":
-            import wandb
+            log_to_wandb(results)
+            finish_wandb()
 
-            wandb.finish()
-        return metrics
-
-    results = {"classifier": run("classifier", epochs)}
-    if generative_weight:
-        results = {"density": run("density", epochs)} | results
+    run("classifier", epochs)
     if cold_epochs and generative_weight:
-        results["cold"] = run("cold", cold_epochs)
+        run("cold", cold_epochs)
+    if generative_weight:
+        run("density", epochs)
+    results = {name: results[name] for name in NAMES if name in results}
     main_model = next(iter(results.values()))
     metrics = main_model | {f"{name}/{key}": v for name, values in results.items() for key, v in values.items()}
     floors = closed_forms()
@@ -191,7 +204,7 @@ def main(
     metrics["seconds"] = time.time() - start
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
     print(table(results, floors))
-    print(f"{metrics['seconds']:.0f} seconds; checkpoints, metrics.json and figures are in {folder}")
+    print(f"{metrics['seconds']:.0f} seconds. Checkpoints, metrics.json, figures and logs are in {folder.resolve()}")
     return metrics
 
 
@@ -213,25 +226,12 @@ def closed_forms() -> dict[str, Floor]:
 
 
 def table(results: dict[str, dict[str, float]], floors: dict[str, Floor]) -> str:
-    """All models side by side, one line per metric, and the densities in closed form."""
-    left_out = ("/prior_", "/log_density/")
-    names = dict.fromkeys(k for values in results.values() for k in values if not any(part in k for part in left_out))
-    lines = [f"{'':36}" + "".join(f"{name:>12}" for name in results)]
-    for key in names:
-        values = [f"{values[key]:12.4f}" if key in values else f"{'-':>12}" for values in results.values()]
-        lines.append(f"{key:36}" + "".join(values))
-    lines.append(f"\n{'in closed form':36}{'bits/dim':>12}{'accuracy':>12}")
+    """The main metrics of all models side by side, and the densities in closed form."""
+    lines = [results_table(results), f"\n{'in closed form':46}{'bits/dim ↓':>13}{'accuracy ↑':>13}"]
     for name, floor in floors.items():
         accuracy = "-" if floor.accuracy is None else f"{floor.accuracy:.4f}"
-        lines.append(f"{name:36}{floor.bits_per_dim:12.4f}{accuracy:>12}")
+        lines.append(f"  {name:44}{floor.bits_per_dim:12.4f} {accuracy:>12}")
     return "\n".join(lines)
-
-
-def _logger(name: LoggerName, directory: Path, run_name: str, log_checkpoint: bool) -> Logger:
-    if name == "wandb":
-        directory.mkdir(parents=True, exist_ok=True)
-        return WandbLogger(run_name, directory, project="ebm_lightning", log_model=log_checkpoint)
-    return (CSVLogger if name == "csv" else TensorBoardLogger)(directory, "logs", "")
 
 
 if __name__ == "__main__":

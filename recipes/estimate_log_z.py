@@ -70,10 +70,11 @@ def main(
     }
     print("\n".join(f"{name:24}{value}" for name, value in metrics.items()))
     if not result.reliable:
-        print("This estimate is UNRELIABLE: raise --temperatures or --num_chains.")
+        print(f"This estimate of {checkpoint} is UNRELIABLE: {result.why}")
     if output is not None:
         (output / "log_z.json").write_text(json.dumps(metrics, indent=2))
         plot_ess(result).savefig(output / "ess.png", dpi=120)
+        print(f"log_z.json and ess.png are in {output.resolve()}")
     return metrics
 
 

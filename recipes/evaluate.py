@@ -16,8 +16,9 @@ from jsonargparse import auto_cli
 from torch import nn
 
 import ebm_lightning.data  # noqa: F401  (names of data modules)
-from ebm_lightning import evaluate
+from ebm_lightning import ConditionalEBM, evaluate
 from ebm_lightning.evaluation.checkpoints import load_model
+from ebm_lightning.evaluation.names import model_names
 from ebm_lightning.evaluation.report import comparison_table, results_folder
 
 
@@ -52,33 +53,52 @@ def main(
     """Evaluate the checkpoint of a JEM or a ConditionalEBM on test images.
 
     Args:
-        checkpoint: Lightning checkpoint of a JEM or a ConditionalEBM.
+        checkpoint: Checkpoint of a JEM or a ConditionalEBM.
         data: Data module whose test images are used, such as Digits or MNIST.
         baseline: Checkpoint of the plain classifier to compare with.
         output: Folder for the results, new or empty; by default the next free runs/eval-N.
         classifier: The network of the checkpoints; needed if it is not one of this library's networks.
-        features: Network that maps images to features (N, D) for FID and KID; by default the classifier of the baseline
-            without its last layer, or that of the model without a baseline.
-        ood: Out-of-distribution images: names such as SVHN, or of .npz files in the folder; by default the sets that
-            are commonly used for the data.
+        features: Maps images to features (N, D) for FID and KID; by default the baseline's or the model's last hidden
+            layer.
+        ood: Out-of-distribution images: names such as SVHN, or of .npz files; by default those commonly used.
         **options: As for ebm_lightning.evaluate.
     """
     warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|log Z is unreliable|in eval mode).*")
-    folder = results_folder(output, "eval")
     network = classifier.create() if classifier else None
+    model, other = load(checkpoint, network), load(baseline, network) if baseline else None
+    folder = results_folder(output, "eval")
     metrics = evaluate(
-        load_model(checkpoint, network),
+        model,
         data,
-        load_model(baseline, network) if baseline else None,
+        other,
         folder,
         title=f"Evaluation of {checkpoint}" + (f" and {baseline}" if baseline else ""),
         features=features.create() if features else None,
         ood=ood,
         **options,
     )
-    print(comparison_table(metrics))
-    print(f"report.html, metrics.json and pictures are in {folder}")
+    names = model_names({"model": model} | ({} if other is None else {"baseline": other}))
+    print(comparison_table(metrics, names=list(names.values())))
+    print(f"{metrics['seconds']:.0f} seconds. report.html, metrics.json, pictures and logs are in {folder.resolve()}")
     return metrics
+
+
+def load(path: Path, network: nn.Module | None) -> ConditionalEBM:
+    """The model of a checkpoint.
+
+    Raises:
+        ValueError: The checkpoint cannot rebuild its network, and none was given.
+    """
+    try:
+        return load_model(path, network)
+    except ValueError as error:
+        if network is None and "'classifier'" in str(error):
+            raise ValueError(
+                f"'--classifier' should be given, because {path} does not say how to build its network. Pass "
+                "the path and the arguments of its class, as in '--classifier.path torchvision.models.resnet18 "
+                "--classifier.arguments.num_classes 10'."
+            ) from error
+        raise
 
 
 if __name__ == "__main__":

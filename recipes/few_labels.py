@@ -137,6 +137,7 @@ def main(
         x, y = getattr(data, split).tensors
         return float((model.eval()(x).argmax(1) == y).double().mean())
 
+    print(f"Training a JEM with p(x) and a classifier without it, {seeds} times each: {max_steps} steps", flush=True)
     for seed in tqdm(range(first_seed, first_seed + seeds), "seeds", disable=not progress_bar):
         data = FewLabels(per_class, seed, augment_unlabeled=augment_unlabeled)
         data.setup()
@@ -146,10 +147,21 @@ def main(
     metrics = {name: statistics.mean(values) for name, values in rows.items()}
     (folder / "metrics.json").write_text(json.dumps({"mean": metrics, "seeds": rows}, indent=2))
     print(f"{split} accuracy with {per_class} labels for each class, {seeds} choices of them")
+    best = max(rows, key=lambda name: statistics.mean(rows[name]))
     for name, values in rows.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        print(f"{name:20} {statistics.mean(values):.4f} +- {spread:.4f} (standard deviation over the choices)")
+        ahead = all(better(rows[name], rows[other]) for other in rows if other != name) and name == best
+        mark = "*" if ahead else " "
+        print(f"  {name:18}↑ {statistics.mean(values):.4f}{mark} ± {spread:.4f} (standard deviation over the choices)")
+    print("* better than the others on the same choices, by more than two standard errors")
+    print(f"metrics.json is in {folder.resolve()}")
     return metrics
+
+
+def better(values: list[float], others: list[float]) -> bool:
+    """Whether paired values are larger by more than two standard errors of their difference."""
+    gaps = [value - other for value, other in zip(values, others, strict=True)]
+    return len(gaps) > 1 and statistics.mean(gaps) > 2 * statistics.stdev(gaps) / len(gaps) ** 0.5
 
 
 def spreading(data: FewLabels, split: Split) -> float:

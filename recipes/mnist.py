@@ -209,7 +209,7 @@ def evaluate_both(options: Options, folder: Path) -> None:
         initial=ClassGaussians(),
         progress_bar=options.progress_bar,
     )
-    print(comparison_table(metrics))
+    print(comparison_table(metrics, names=("JEM", "classifier")))
     print(f"report.html, metrics.json and pictures are in {folder / 'evaluation'}")
 
 

@@ -109,14 +109,18 @@ def main(
         enable_progress_bar=progress_bar,
         enable_model_summary=False,
     )
+    print(f"Training a classification RBM with {hidden} hidden units: {epochs} epochs", flush=True)
     trainer.fit(module, batches)
     seconds = time.time() - start
     trainer.save_checkpoint(output / "model.ckpt")
     metrics = evaluate(trainer, module, *evaluated) | {"seconds": seconds}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2))
     save_image(filters(module), output / "filters.png", nrow=10)
-    print("\n".join(f"{name:28}{value:12.4f}" for name, value in metrics.items()))
-    print(f"metrics.json, model.ckpt and filters.png are in {output}")
+    kind = f"{holdout} held-out" if holdout else "test"
+    errors = f"{metrics['error_percent']:.2f} % ↓, thresholded {metrics['error_percent_cut']:.2f} %"
+    print(f"Error on {kind} images: {errors}")
+    print(f"Calibration error {metrics['test/ece']:.4f} ↓, negative log-likelihood {metrics['test/nll']:.4f} nats ↓")
+    print(f"{seconds:.0f} seconds. metrics.json, model.ckpt, filters.png and logs are in {output.resolve()}")
     return metrics
 
 

@@ -68,6 +68,7 @@ def main(
     x, y = x[:size], y[:size]
     support = Binary((784,))
     energy = JointEnergy(RBMLogits(784, hidden, 10 if labels else 1, support), support)
+    print(f"Training an RBM with {hidden} hidden units: {epochs} epochs", flush=True)
     train(energy, x, y, epochs, learning_rate, BlockGibbs(sampler_steps), make_generator(seed, "chains"))
 
     x_test, y_test = binary_images(data.root, seed, labels, train=False)
@@ -94,9 +95,10 @@ def main(
     if labels and estimate.per_class is not None and exact.per_class is not None:
         metrics["ais/largest_error_of_log_z_y"] = (estimate.per_class - exact.per_class).abs().max().item()
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    for log_z in (estimate, uniform):
-        print(log_z.why or "All diagnostics pass.")
+    for start_of, log_z in {"the data's mean": estimate, "uniform bits": uniform}.items():
+        print(f"log Z annealed from {start_of}: {log_z.why or 'all diagnostics pass.'}")
     print("\n".join(f"{name:36}{value:12.4f}" for name, value in metrics.items()))
+    print(f"metrics.json is in {output.resolve()}")
     return metrics
 
 

@@ -10,7 +10,6 @@ import lightning as L
 import torch.nn.functional as F
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, random_split
 from torchvision.datasets import ImageFolder
@@ -50,9 +49,10 @@ def main(data: Images, size: int = 32, epochs: int = 10, output: Path = Path("ru
     model = Smoothed(resnet18(num_classes=classes), classes, box, SGLD.jem(), ReplayBuffer(1000), data_noise=0.03)
     saver = ModelCheckpoint(output, every_n_train_steps=100, save_last=True)
     metrics = [Calibration(directory=output), OODDetection(directory=output), SampleGrid(1, directory=output)]
-    trainer = L.Trainer(max_epochs=epochs, callbacks=[saver, *metrics], logger=CSVLogger(output))
+    trainer = L.Trainer(max_epochs=epochs, callbacks=[saver, *metrics], logger=L.pytorch.loggers.CSVLogger(output))
     trainer.fit(model, resumable_loader(train, min(64, len(train))), DataLoader(val, 64), ckpt_path="last")
     trainer.test(model, DataLoader(val, 64))
+    print(f"Checkpoints, pictures and logs are in {output.resolve()}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main(
         buffer_size: Number of persistent chains.
         reinit_prob: Probability that a chain is reinitialized from uniform noise. With frequent reinitialization,
             chains do not reach the model's distribution, and the learned density is biased to compensate.
-        progress_bar: Show a progress bar, with the energies of data and negatives.
+        progress_bar: Show a progress bar, with the loss and the validation accuracy.
     """
     start = time.time()
     output = results_folder(output, "rings")
@@ -83,6 +83,7 @@ def main(
         enable_progress_bar=progress_bar,
         enable_model_summary=False,
     )
+    print(f"Training a JEM of three rings: {epochs} epochs", flush=True)
     trainer.fit(module, datamodule=data)
     metrics = dict(trainer.test(module, datamodule=data, verbose=False)[0])
     trainer.save_checkpoint(output / "model.ckpt")
@@ -91,9 +92,29 @@ def main(
     metrics.update(measure(module, data, samples), seconds=time.time() - start)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2))
     plot_densities(module, data, samples, metrics["log_z"]).savefig(output / "density.png", dpi=120)
-    print("\n".join(f"{name:28}{value:12.4f}" for name, value in metrics.items()))
-    print(f"metrics.json, model.ckpt and density.png are in {output}")
+    print(table(metrics))
+    print(f"{metrics['seconds']:.0f} seconds. metrics.json, model.ckpt and density.png are in {output.resolve()}")
     return metrics
+
+
+ROWS = {
+    "Classifier": {"test/accuracy": "accuracy ↑", "test/nll": "negative log-likelihood of labels, nats ↓"},
+    "log Z, nats": {"log_z": "by quadrature", "ais/log_z": "by annealing", "ais/std_err": "its standard error"},
+    "Density": {
+        "log_likelihood": "log-likelihood of the model, nats ↑",
+        "log_likelihood_truth": "of the true density",
+        "energy_data": "mean energy of the data, nats",
+        "energy_samples": "of samples, which should agree with it",
+    },
+}
+
+
+def table(metrics: dict[str, float]) -> str:
+    """The metrics in groups."""
+    lines = []
+    for title, rows in ROWS.items():
+        lines += [title, *(f"  {label:42}{metrics[key]:12.4f}" for key, label in rows.items() if key in metrics)]
+    return "\n".join(lines)
 
 
 def long_chains(module: JEM, n: int, seed: int) -> Tensor:

@@ -7,33 +7,35 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ebm_lightning.callbacks.base import Evaluation, Stage, TrainerRanks, due
-from ebm_lightning.callbacks.figures import publish
+from ebm_lightning.callbacks.base import Evaluation, Stage, TrainerRanks, due, loader_suffix
+from ebm_lightning.callbacks.figures import note, publish
+from ebm_lightning.callbacks.warn import warn
 from ebm_lightning.checks import check_integer
+from ebm_lightning.evaluation.error_bars import mean_std_err
 from ebm_lightning.evaluation.metrics import bits_per_dim
+from ebm_lightning.evaluation.names import model_name
 from ebm_lightning.modules import ConditionalEBM
+from ebm_lightning.modules.normalization import evidence, store_log_z
 from ebm_lightning.partition import LogZ, ais
 from ebm_lightning.partition.annealing_path import Schedule
 from ebm_lightning.partition.proposals import checked_proposal
 from ebm_lightning.partition.smc import island_sizes
-from ebm_lightning.samplers import GHMC, HMC
+from ebm_lightning.samplers import HMC, NoiseRefresh
 from ebm_lightning.samplers.base import Progress
-from ebm_lightning.supports import Binary, Box, Density
-
-MIN_DATA, MAX_DATA = 20, 1000  # number of data that are compared with an estimate
+from ebm_lightning.supports import Box, Density
 
 
 class AISLogZ(Evaluation):
     r"""Estimates log Z, and from it the likelihood of the evaluated data, every few epochs and at test.
 
     Logs ``ais/log_z``, ``ais/std_err``, ``ais/ess``, ``ais/reliable`` (1 or 0), the model's class prior
-    ``ais/prior_<y>`` and ``ais/log_likelihood`` in nats. With ``num_levels`` it also logs ``ais/bits_per_dim`` and the
-    error of log Z in these units, ``ais/bits_per_dim_std_err``. Plots the effective sample size along the path
-    (``ais/ess``).
+    ``ais/prior_<y>`` and ``ais/log_likelihood`` in nats, with ``ais/log_likelihood_std_err``, which has the error of
+    log Z and that of the number of data. With ``num_levels`` it also logs ``ais/bits_per_dim`` and the
+    same error in these units, ``ais/bits_per_dim_std_err``. Plots the effective sample size along the path
+    (``ais/path``); W&B and TensorBoard also get ``ais/verdict``, why log Z is not reliable.
 
     All values are for temperature 1. For a model trained with chains at another temperature they describe another
     distribution, and the likelihood will be low. An underestimated log Z makes data look more likely than they are:
@@ -43,6 +45,8 @@ class AISLogZ(Evaluation):
     separate random stream, so N ranks give the same estimate as one. Energies of chains and data are computed in
     float32, with autocast disabled. With coordinates, annealing runs in u, where Z is the same. The first batch of each
     rank is evidence, if it has 20 data or more: an estimate that lacks the mass where they lie is not reliable.
+
+    The module keeps the estimate, for ``module.log_prob(x)``. Each of several loaders gets its own likelihood.
 
     .. math:: \text{bits/dim} = -\frac{\mathbb{E} \log p(x)}{D \log 2} + \log_2 \frac{Q}{high - low}
 
@@ -66,13 +70,15 @@ class AISLogZ(Evaluation):
             support has infinite mass.
     """
 
+    every_loader = True
+
     def __init__(
         self,
         every_n_epochs: int = 10,
         temperatures: int = 250,
         num_chains: int = 1000,
         *,
-        kernel: HMC | None = None,
+        kernel: HMC | NoiseRefresh | None = None,
         schedule: Schedule = "adaptive",
         resample: bool = True,
         chunk_size: int | None = None,
@@ -89,7 +95,7 @@ class AISLogZ(Evaluation):
         self.every_n_epochs = every_n_epochs
         self.temperatures = temperatures
         self.num_chains = num_chains
-        self.kernel = kernel or GHMC()
+        self.kernel = kernel
         self.schedule: Schedule = schedule
         self.resample = resample
         self.chunk_size = chunk_size
@@ -99,8 +105,8 @@ class AISLogZ(Evaluation):
         self.seed = seed
         self.progress = progress
         self.result: LogZ | None = None
-        self._energies: list[Tensor] = []
-        self._data: tuple[Tensor, Tensor] | None = None
+        self._energies: dict[int, list[Tensor]] = {}  # of each loader
+        self._data: tuple[Tensor | None, Tensor | None] = (None, None)
         self._due = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -116,7 +122,7 @@ class AISLogZ(Evaluation):
 
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         self._due = trainer.state.fn != "fit" or due(trainer.current_epoch + 1, self.every_n_epochs)
-        self._energies = []
+        self._energies = {}
         if self._due:
             self.result = None  # so that other callbacks do not use that of an earlier epoch
 
@@ -125,26 +131,34 @@ class AISLogZ(Evaluation):
             return
         if not self._energies:
             # At the first batch, because weight averaging may restore the training weights before the epoch ends.
-            self._data = self._first_batches(module, batch)
+            parts = TrainerRanks(module.trainer).all_gather((batch[0].cpu(), batch[1].cpu()))
+            self._data = evidence(module, parts)
             self.result = self.estimate(module.trainer, module)
+            store_log_z(module, self.result)
         with torch.autocast(module.device.type, enabled=False):
-            self._energies.append(module.energy(batch[0]).double().cpu())
+            self._energies.setdefault(self.loader, []).append(module.energy(batch[0]).double().cpu())
 
     def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         if not self._due or self.result is None:
             return
-        for name, value in self._metrics(self.result, trainer, module).items():
-            module.log(f"ais/{name}", value, sync_dist=True, batch_size=1)
+        metrics = self._metrics(self.result)
+        for loader in self._energies:
+            suffix, likelihood = loader_suffix(loader, stage, trainer), self._likelihood(loader, self.result, module)
+            metrics |= {name + suffix: value for name, value in likelihood.items()}
+        for name, value in metrics.items():
+            module.log(f"ais/{name}", value, sync_dist=True, batch_size=1, add_dataloader_idx=False)
         if not self.result.reliable:
-            rank_zero_warn(
-                f"log Z is unreliable: {self.result.log_z:.3f} +- {self.result.std_err:.3f} nats. {self.result.why}"
+            warn(
+                f"log Z is unreliable for the {model_name(module)} of {type(module.classifier).__name__}: "
+                f"{self.result.log_z:.3f} +- {self.result.std_err:.3f} nats. {self.result.why}"
             )
+        note(trainer, "ais/verdict", self.result.why or "log Z is reliable")
         if trainer.is_global_zero and len(self.result.ess_curve):
-            publish(trainer, "ais/ess", plot_ess(self.result), self.directory)
+            publish(trainer, "ais/path", plot_ess(self.result), self.directory)
 
     def estimate(self, trainer: L.Trainer, module: ConditionalEBM) -> LogZ:
         """log Z from the islands of all ranks; the same on every rank."""
-        data, labels = self._data or (None, None)
+        data, labels = self._data
         with torch.autocast(module.device.type, enabled=False):
             return ais(
                 module.chain_energy,
@@ -164,16 +178,7 @@ class AISLogZ(Evaluation):
                 labels=labels,
             )
 
-    def _first_batches(self, module: ConditionalEBM, batch: Any) -> tuple[Tensor, Tensor] | None:
-        """Data and labels of the first batch of every rank; None if too few, or gray levels of binary units."""
-        parts = TrainerRanks(module.trainer).all_gather((batch[0].cpu(), batch[1].cpu()))
-        x, y = (torch.cat(part)[:MAX_DATA] for part in zip(*parts, strict=True))
-        gray = isinstance(module.support, Binary) and not ((x == 0) | (x == 1)).all()
-        if gray or len(x) < MIN_DATA:
-            return None
-        return module.coordinates(x.to(module.device)).cpu(), y
-
-    def _metrics(self, result: LogZ, trainer: L.Trainer, module: ConditionalEBM) -> dict[str, float]:
+    def _metrics(self, result: LogZ) -> dict[str, float]:
         metrics = {
             "log_z": result.log_z,
             "std_err": result.std_err,
@@ -182,12 +187,20 @@ class AISLogZ(Evaluation):
         }
         if result.per_class is not None:
             metrics |= {f"prior_{y}": p for y, p in enumerate(result.prior.tolist())}
-        energies = torch.cat(TrainerRanks(trainer).all_gather(torch.cat(self._energies)))
-        metrics["log_likelihood"] = -float(energies.mean()) - result.log_z
+        return metrics
+
+    def _likelihood(self, loader: int, result: LogZ, module: ConditionalEBM) -> dict[str, float]:
+        """Of the data of one loader, over all ranks."""
+        energies = torch.cat(TrainerRanks(module.trainer).all_gather(torch.cat(self._energies[loader])))
+        metrics = {
+            "log_likelihood": -float(energies.mean()) - result.log_z,
+            "log_likelihood_std_err": math.hypot(result.std_err, mean_std_err(energies)),
+        }
         if self.num_levels is not None and isinstance(module.domain, Box):
             shape, width = module.domain.shape, module.domain.high - module.domain.low
             metrics["bits_per_dim"] = bits_per_dim(metrics["log_likelihood"], shape, width, self.num_levels)
-            metrics["bits_per_dim_std_err"] = result.std_err / (math.prod(shape) * math.log(2))
+            std_err = metrics["log_likelihood_std_err"]
+            metrics["bits_per_dim_std_err"] = std_err / (math.prod(shape) * math.log(2))
         return metrics
 
 

@@ -7,10 +7,13 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
+from ebm_lightning.callbacks.warn import warn
 from ebm_lightning.chains.sampling import with_steps
 from ebm_lightning.modules import ConditionalEBM
+from ebm_lightning.modules.batches import class_indices, with_labels
 from ebm_lightning.samplers import SGLD, Sampler
 
 Stage = Literal["val", "test"]
@@ -19,24 +22,44 @@ Stage = Literal["val", "test"]
 class Evaluation(L.Callback):
     """Base class with one set of hooks for validation and test: ``begin``, ``observe`` and ``report``.
 
-    They are called at the start of an epoch, after each batch and at the end. The sanity check is skipped.
+    They are called at the start of an epoch, after each batch and at the end. The sanity check is skipped. Of several
+    loaders the first is observed, unless ``every_loader`` is True.
+
+    Attributes:
+        every_loader: Whether the batches of all loaders are observed.
+        loader: Index of the loader of the batch that is observed.
+        needs_labels: Whether batches without labels are left out, with a warning. If all are, nothing is reported.
 
     Raises:
         ValueError: The module is not a ConditionalEBM.
     """
+
+    every_loader = False
+    needs_labels = False
+    loader = 0
+    _observed = False
+    _warned = False
 
     @abstractmethod
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None: ...
 
     @abstractmethod
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
-        """``outputs`` is what the module's step returned: logits and energies of the batch."""
+        """Called for each batch.
+
+        Arguments:
+            stage: "val" or "test".
+            module: The model.
+            outputs: What the module's step returned: logits and energies of the batch.
+            batch: Inputs, shape (N, *shape), and labels, shape (N,): -1 in batches without labels, and the most likely
+                classes of soft labels.
+        """
 
     @abstractmethod
     def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None: ...
 
     def quota(self, limit: int | None, stage: Stage, trainer: L.Trainer) -> "Quota":
-        """This rank's part of ``limit`` images, spread evenly over the images of this epoch."""
+        """This rank's part of ``limit`` images, spread evenly over the images of the first loader."""
         return Quota(limit, trainer.world_size, _offered(stage, trainer))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -45,28 +68,57 @@ class Evaluation(L.Callback):
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking:
-            self.begin("val", trainer, pl_module)
+            self._start("val", trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if not trainer.sanity_checking:
-            self.observe("val", pl_module, outputs, batch)
+            self._observe("val", pl_module, outputs, batch, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking:
-            self.report("val", trainer, pl_module)
+            self._finish("val", trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.begin("test", trainer, pl_module)
+        self._start("test", trainer, pl_module)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.observe("test", pl_module, outputs, batch)
+        self._observe("test", pl_module, outputs, batch, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.report("test", trainer, pl_module)
+        self._finish("test", trainer, pl_module)
+
+    def _start(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
+        self._observed = self._warned = False
+        self.begin(stage, trainer, module)
+
+    def _observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any, loader: int) -> None:
+        if loader and not self.every_loader:
+            return
+        x, y = module.inputs_and_labels(batch)
+        if y is None and self.needs_labels:
+            self._warn(stage)
+            return
+        self._observed, self.loader = True, loader
+        self.observe(stage, module, outputs, with_labels(x, None if y is None else class_indices(y)))
+
+    def _finish(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
+        if self._observed or not self.needs_labels:
+            self.report(stage, trainer, module)
+
+    def _warn(self, stage: Stage) -> None:
+        if not self._warned:
+            warn(f"{type(self).__name__} needs labels, and some {stage} batches have none: it skips them.")
+        self._warned = True
+
+
+def loader_suffix(loader: int, stage: Stage, trainer: L.Trainer) -> str:
+    """What Lightning appends to the names of metrics if there are several loaders; else nothing."""
+    batches = trainer.num_test_batches if stage == "test" else trainer.num_val_batches
+    return f"/dataloader_idx_{loader}" if len(batches) > 1 else ""
 
 
 class Quota:
@@ -108,17 +160,15 @@ class Quota:
 
 
 def _offered(stage: Stage, trainer: L.Trainer) -> int | None:
-    """Number of images that this rank will see; None if a loader has no length or batch size."""
+    """Number of images of the first loader that this rank will see; None if it has no length or batch size."""
     test = stage == "test"
     loaders = trainer.test_dataloaders if test else trainer.val_dataloaders
     batches = trainer.num_test_batches if test else trainer.num_val_batches
-    images = 0
-    for loader, n in zip(loaders if isinstance(loaders, list) else [loaders], batches, strict=False):
-        dataset, batch_size = getattr(loader, "dataset", None), getattr(loader, "batch_size", None)
-        if not isinstance(dataset, Sized) or batch_size is None:
-            return None
-        images += min(math.ceil(len(dataset) / trainer.world_size), int(n) * batch_size)
-    return images
+    first = next(iter(CombinedLoader(loaders, "sequential").flattened), None)
+    dataset, batch_size = getattr(first, "dataset", None), getattr(first, "batch_size", None)
+    if not isinstance(dataset, Sized) or batch_size is None:
+        return None
+    return min(math.ceil(len(dataset) / trainer.world_size), int(batches[0]) * batch_size)
 
 
 def due(count: int, every: int) -> bool:

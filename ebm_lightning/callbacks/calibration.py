@@ -6,11 +6,12 @@ from typing import Any
 import lightning as L
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.utilities import dim_zero_cat
 
-from ebm_lightning.callbacks.base import Evaluation, Stage
+from ebm_lightning.callbacks.base import Evaluation, Stage, loader_suffix
 from ebm_lightning.callbacks.figures import publish
 from ebm_lightning.checks import check_integer
 from ebm_lightning.modules import ConditionalEBM
@@ -20,7 +21,8 @@ class Calibration(Evaluation):
     """Expected calibration error of p(y|x), with a reliability diagram at test.
 
     Logs ``val/ece`` and ``test/ece``, and plots ``test/reliability``. The value depends on the number of bins and is
-    biased upwards for few images: compare only values from the same bins and number of images.
+    biased upwards for few images: compare only values from the same bins and number of images. Each of several loaders
+    gets its own value and diagram.
 
     References:
         Guo et al., On calibration of modern neural networks, 2017. https://arxiv.org/abs/1706.04599
@@ -33,30 +35,37 @@ class Calibration(Evaluation):
         ValueError: ``bins`` is below 1.
     """
 
+    every_loader = True
+    needs_labels = True
+
     def __init__(self, bins: int = 15, directory: Path | str | None = None) -> None:
         check_integer("bins", bins, at_least=1)
         self.bins = bins
         self.directory = directory
-        self.metric = MulticlassCalibrationError(num_classes=2, n_bins=bins)
+        self.metrics: dict[int, MulticlassCalibrationError] = {}  # of each loader
 
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
-        self.metric = MulticlassCalibrationError(module.num_classes, n_bins=self.bins).to(module.device)
+        self.metrics = {}
 
     def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
-        self.metric.update(outputs["logits"].softmax(1), batch[1])
+        if self.loader not in self.metrics:
+            metric = MulticlassCalibrationError(module.num_classes, n_bins=self.bins)
+            self.metrics[self.loader] = metric.to(module.device)
+        self.metrics[self.loader].update(outputs["logits"].softmax(1), batch[1])
 
     def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
-        ece = self.metric.compute()
-        module.log(f"{stage}/ece", ece, sync_dist=True)
-        if stage == "test":
-            self._plot(trainer, float(ece))
+        for loader, metric in self.metrics.items():
+            ece, suffix = metric.compute(), loader_suffix(loader, stage, trainer)
+            module.log(f"{stage}/ece{suffix}", ece, sync_dist=True, add_dataloader_idx=False)
+            if stage == "test":
+                self._plot(trainer, metric, float(ece), suffix)
 
-    def _plot(self, trainer: L.Trainer, ece: float) -> None:
-        with self.metric.sync_context(should_sync=trainer.world_size > 1):
-            confidences, correct = dim_zero_cat(self.metric.confidences), dim_zero_cat(self.metric.accuracies)
+    def _plot(self, trainer: L.Trainer, metric: MulticlassCalibrationError, ece: float, suffix: str) -> None:
+        with metric.sync_context(should_sync=trainer.world_size > 1):
+            confidences, correct = dim_zero_cat(metric.confidences), dim_zero_cat(metric.accuracies)
         if trainer.is_global_zero:
             figure = plot_reliability(confidences.cpu(), correct.cpu(), self.bins, ece)
-            publish(trainer, "test/reliability", figure, self.directory)
+            publish(trainer, f"test/reliability{suffix}", figure, self.directory)
 
 
 def plot_reliability(confidences: Tensor, correct: Tensor, bins: int, ece: float) -> Figure:
@@ -65,12 +74,16 @@ def plot_reliability(confidences: Tensor, correct: Tensor, bins: int, ece: float
     count = torch.zeros(bins).index_add_(0, bin_of, torch.ones(len(bin_of)))
     accuracy = torch.zeros(bins).index_add_(0, bin_of, correct.float()) / count
     centers = (torch.arange(bins) + 0.5) / bins
-    figure = Figure(figsize=(4, 5), layout="constrained")
+    figure = Figure(figsize=(4.6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     top.plot([0, 1], [0, 1], "--", color="grey", label="perfect calibration")
     top.bar(centers.numpy(), accuracy.nan_to_num().numpy(), width=1 / bins, edgecolor="white", label="accuracy")
     top.set(ylabel="accuracy", title=f"ECE {ece:.4f} ({bins} bins, {len(confidences)} images)", ylim=(0, 1))
-    top.legend()
+    top.legend(loc="upper left")
     bottom.bar(centers.numpy(), (count / count.sum()).numpy(), width=1 / bins, color="grey")
-    bottom.set(xlabel="confidence max p(y|x)", ylabel="fraction of images", xlim=(0, 1), yscale="log")
+    bottom.set(
+        xlabel="confidence max p(y|x)", ylabel="fraction", xlim=(0, 1), yscale="log", ylim=(0.5 / len(confidences), 1.5)
+    )
+    bottom.yaxis.set_major_locator(LogLocator(10, numticks=4))  # a decade each; by default minor ticks overlap
+    bottom.yaxis.set_minor_formatter(NullFormatter())
     return figure

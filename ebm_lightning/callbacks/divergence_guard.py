@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from ebm_lightning.callbacks.warn import warn
 from ebm_lightning.checks import check_integer, check_number
 from ebm_lightning.modules import JEM, ConditionalEBM
 
@@ -179,9 +179,10 @@ class DivergenceGuard(L.Callback):
         restore(good, trainer, module)
         if isinstance(module, JEM):
             module.restart_chains(self.rollbacks, self.backoff)
-        rank_zero_warn(
-            f"Training diverged at step {step}: {cause}. Rolled back to the state of step {good.step} "
-            f"(rollback {self.rollbacks} of at most {self.max_rollbacks})."
+        warn(
+            f"Training diverged at step {step}: {cause}. Rolled back to the state of step {good.step} (rollback "
+            f"{self.rollbacks} of at most {self.max_rollbacks} of this {type(module).__name__}). If it happens again, "
+            "lower the learning rate or raise 'data_noise' or 'energy_l2'."
         )
         self._snapshots[-1] = good._replace(step=step)  # the next snapshot is a full interval from here
         for logger in trainer.loggers:

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ebm_lightning.callbacks.base import Evaluation, Stage, due
 from ebm_lightning.callbacks.figures import publish
+from ebm_lightning.callbacks.warn import warn
 from ebm_lightning.chains import DataInit, ReplayBuffer
 from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.evaluation.names import model_name
 from ebm_lightning.modules import JEM, ConditionalEBM
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import frozen, value_and_gradient
@@ -52,7 +53,7 @@ class EnergyLandscape(Evaluation):
     With coordinates, everything is measured in u, where chains move.
 
     Chains are those of the ReplayBuffer, or new ones moved by the module's sampler. Each rank measures on its first
-    batch. The figure (``landscape/rays``) is of rank 0.
+    batch, of the first loader. The figure (``landscape/rays``) is of rank 0.
 
     Arguments:
         every_n_epochs: Epochs between measurements; 0 for ``trainer.test`` and ``trainer.validate`` only.
@@ -110,9 +111,10 @@ class EnergyLandscape(Evaluation):
         for name, value in metrics.items():
             module.log(f"landscape/{name}", value, sync_dist=True, batch_size=1)
         if metrics.get("lost", 0.0) > 0.5:
-            rank_zero_warn(
-                f"The gradient vanishes at the chains: for {100 * metrics['lost']:.0f} % of them its norm is below "
-                f"{self.floor:g} times the largest median, {self._scale(self.result):.3g}, so they move by noise only. "
+            warn(
+                f"The gradient vanishes at the chains: for {100 * metrics['lost']:.0f} % of them, in the "
+                f"{model_name(module)} of {type(module.classifier).__name__}, its norm is below {self.floor:g} times "
+                f"the largest median, {self._scale(self.result):.3g}, so they move by noise only. "
                 "Start chains at the data (DataInit), raise 'reinit_prob', or use a network that does not saturate."
             )
         if trainer.is_global_zero:

@@ -1,8 +1,9 @@
 """Grids of new samples next to test images: one of p(x), and one with a row for each class."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -10,13 +11,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ebm_lightning.callbacks.base import Evaluation, Stage, chosen_sampler
-from ebm_lightning.callbacks.figures import image_grid, image_support, publish
+from ebm_lightning.callbacks.figures import publish
+from ebm_lightning.callbacks.points import are_images, caption, panel_height, plot_points
 from ebm_lightning.checks import check_integer
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import Sampler
 from ebm_lightning.samplers.base import Progress
-from ebm_lightning.supports import Density
+from ebm_lightning.supports import Density, Support
 
 
 class FreshSamples(Evaluation):
@@ -24,7 +26,8 @@ class FreshSamples(Evaluation):
 
     ``samples/unconditional`` is a square. In ``samples/conditional``, row y shows samples from E(x, y) and test images
     with label y. Chains are new and use a separate generator: a replay buffer would show what training kept, not what
-    the model generates. Samples are neither selected nor sorted.
+    the model generates. Samples are neither selected nor sorted. Of several loaders the first has the test images.
+    Series are shown as lines, and tables as the distribution of each column.
 
     Arguments:
         side: Number of images in a row, and of rows in the square.
@@ -38,7 +41,7 @@ class FreshSamples(Evaluation):
         progress: Wraps the loop over batches of chains, such as ``tqdm.tqdm``.
 
     Raises:
-        ValueError: A number is not positive. At setup: the support does not hold images (1 or 3, H, W).
+        ValueError: A number is not positive. At setup: no ``initial`` on a support of infinite mass.
     """
 
     def __init__(
@@ -69,8 +72,12 @@ class FreshSamples(Evaluation):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        assert isinstance(pl_module, ConditionalEBM)
-        image_support(pl_module.domain, "FreshSamples")
+        support: Any = pl_module.support
+        if self.initial is None and support.log_mass == math.inf:
+            raise ValueError(
+                f"'initial' should be given for FreshSamples on {type(support).__name__}, which has no distribution to "
+                "start chains at, got None. Pass a fitted density, or give the support a 'reference'."
+            )
 
     def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
         self._samples, self._real = {}, []
@@ -92,15 +99,20 @@ class FreshSamples(Evaluation):
         x, y = (torch.cat(parts) for parts in zip(*self._real, strict=True))
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         rows = self._rows(module)[:: self.side].tolist()
-        real = {"unconditional": x[: self.side**2], "conditional": self._by_class(x, y, rows, module)}
-        labels = {"unconditional": None, "conditional": [str(names[k]) if names else str(k) for k in rows]}
+        labels = [str(names[k]) if names else str(k) for k in rows]
         steps = chosen_sampler(module, self.sampler, self.steps).steps
-        initial = "the reference density" if self.initial is None else type(self.initial).__name__
-        support = image_support(module.domain, "FreshSamples")
-        for kind, samples in self._samples.items():
-            left, right = (image_grid(part, support, self.side) for part in (samples.cpu(), real[kind]))
-            title = f"{'E(x, y)' if labels[kind] else 'E(x)'}, {steps} steps from {initial}"
-            publish(trainer, f"samples/{kind}", plot_side_by_side(left, right, title, labels[kind]), self.directory)
+        start = f"{steps} steps from {'the reference density' if self.initial is None else type(self.initial).__name__}"
+        drawn = self._samples["unconditional"].cpu()
+        pair = Panels("", drawn, x[: len(drawn)])
+        figures = {"unconditional": plot_pairs([pair], f"E(x), {start}", module.domain, self.side)}
+        drawn = self._samples["conditional"].cpu()
+        pairs = [
+            Panels(name, part, x[y == k][: self.side])
+            for name, k, part in zip(labels, rows, drawn.split(self.side), strict=True)
+        ]
+        figures["conditional"] = plot_pairs(pairs, f"E(x, y), {start}", module.domain, self.side)
+        for kind, figure in figures.items():
+            publish(trainer, f"samples/{kind}", figure, self.directory)
 
     def _rows(self, module: ConditionalEBM) -> Tensor:
         """Label of each class-conditional chain, row by row."""
@@ -119,30 +131,53 @@ class FreshSamples(Evaluation):
             progress=self.progress,
         )
 
-    def _by_class(self, x: Tensor, y: Tensor, rows: Sequence[int], module: ConditionalEBM) -> Tensor:
-        """The first images of each class. Rows with too few are filled up with grey."""
-        support = image_support(module.domain, "FreshSamples")
-        blank = torch.full((self.side, *support.shape), (support.low + support.high) / 2)
-        return torch.cat([torch.cat([x[y == k], blank])[: self.side] for k in rows])
+
+class Panels(NamedTuple):
+    """Samples and real points that are shown next to each other.
+
+    Attributes:
+        name: Name of the row; empty for none.
+        samples: Shape (N, *shape).
+        real: Shape (M, *shape).
+    """
+
+    name: str
+    samples: Tensor
+    real: Tensor
 
 
-def plot_side_by_side(samples: Tensor, real: Tensor, title: str, rows: Sequence[str] | None = None) -> Figure:
-    """Two image grids (3, H, W) of the same size: samples on the left, test images on the right.
+def plot_pairs(rows: Sequence[Panels], title: str, support: Support, columns: int) -> Figure:
+    """Samples on the left, test data on the right, and one row for each of ``rows``.
 
     Arguments:
-        samples: Grid of samples.
-        real: Grid of test images.
+        rows: What to show.
         title: Title of the samples.
-        rows: Names of the rows.
+        support: Domain of x.
+        columns: Images in a row of each panel.
     """
-    height, width = samples.shape[1:]
-    figure = Figure(figsize=(8, 0.4 + 3.9 * height / width), layout="constrained")
-    for ax, grid, name in zip(figure.subplots(1, 2), (samples, real), (title, "test images"), strict=True):
-        ax.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
-        ax.set_title(name, fontsize=10)
-        ax.set(xticks=[], yticks=[], frame_on=False)
-        if rows and name == title:
-            step = height / len(rows)
-            ax.set_yticks([(i + 0.5) * step for i in range(len(rows))], rows)
-            ax.tick_params(length=0)
+    width, shape = 4.0, rows[0].samples.shape[1:]
+    height = panel_height(shape, len(rows[0].samples), columns, width)
+    figure = Figure(figsize=(2 * width, 0.5 + len(rows) * (height if are_images(shape) else height + 0.4)))
+    figure.set_layout_engine("constrained", h_pad=0.01, hspace=0.0)
+    for panels, row in zip(
+        figure.subplots(len(rows), 2, squeeze=False, sharey=not are_images(shape)), rows, strict=True
+    ):
+        for axes, points in zip(panels, (row.samples, row.real), strict=True):
+            if len(points):
+                plot_points(axes, _filled(points, len(row.samples)), support, columns)
+            else:
+                axes.set_axis_off()
+        if row.name:
+            panels[0].set_ylabel(row.name, rotation="horizontal", ha="right", va="center")
+        if row is rows[0]:
+            panels[0].set_title(caption(title, width), fontsize=10)
+            panels[1].set_title("test data", fontsize=10)
     return figure
+
+
+def _filled(points: Tensor, count: int) -> Tensor:
+    """Images filled up with gray ones to ``count``, so that the pixels of all panels have the same size."""
+    if not are_images(points.shape[1:]) or len(points) >= count:
+        return points
+    middle = (float(points.max()) + float(points.min())) / 2
+    return torch.cat([points, points.new_full((count - len(points), *points.shape[1:]), middle)])

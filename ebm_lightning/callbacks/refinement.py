@@ -22,7 +22,7 @@ class Refinement(Evaluation):
     Logs ``refine/accuracy_<k>`` and ``refine/energy_change_<k>``, the mean of E(x_k) - E(x_0) in nats, for each k, and
     ``refine/images``, the number of images. If images are typical samples of the model, neither changes much. If the
     energy falls by hundreds of nats, chains leave the data. With coordinates, chains move in u, and energies are those
-    of u.
+    of u. Of several loaders it uses the first.
 
     References:
         Grathwohl et al. 2020, sec. 5.4 (JEM-k), and their ``test_clf --n_steps``. https://arxiv.org/abs/1912.03263
@@ -37,6 +37,8 @@ class Refinement(Evaluation):
     Raises:
         ValueError: ``steps`` is empty or contains a negative number, or ``limit`` is below 1.
     """
+
+    needs_labels = True
 
     def __init__(
         self,

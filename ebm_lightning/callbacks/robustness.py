@@ -24,7 +24,7 @@ class Robustness(Evaluation):
 
     Logs ``robust/clean``, ``robust/linf_<eps>``, ``robust/l2_<eps>``, ``robust/noise_<std>`` and ``robust/images``, the
     number of images, and plots the accuracies (``robust/curves``). All sizes are in units of x: in a box [-1, 1], an
-    eps of 0.2 changes a pixel by up to a tenth of its range.
+    eps of 0.2 changes a pixel by up to a tenth of its range. Of several loaders it uses the first.
 
     Errors at a smaller eps count at larger eps of the same norm, and misclassified images count as errors at every
     eps, so only images that are still classified correctly are attacked. The attack uses gradients of the classifier
@@ -44,6 +44,8 @@ class Robustness(Evaluation):
     Raises:
         ValueError: A number is not positive.
     """
+
+    needs_labels = True
 
     def __init__(
         self,

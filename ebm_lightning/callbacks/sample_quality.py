@@ -34,7 +34,7 @@ class SampleQuality(Evaluation):
     compared with the same reference. ``samples/fid_<label>_floor``, ``samples/kid_<label>_floor`` and
     ``samples/is_<label>_data`` are therefore the values that perfect samples would reach. The suffix ``_start`` marks
     the values of the chains' initial points, which samples have to improve on. ``samples/generated``,
-    ``samples/reference`` and ``samples/held_out`` are the numbers of images.
+    ``samples/reference`` and ``samples/held_out`` are the numbers of images. Of several loaders it uses the first.
 
     References:
         Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017.

@@ -1,24 +1,25 @@
 """Models from Lightning checkpoints."""
 
 import copy
-from collections.abc import Mapping
+import importlib
+import importlib.util
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ebm_lightning.modules import JEM, ConditionalEBM
-
-JEM_ARGUMENTS = {"sampler", "chains", "generative_weight", "joint_weight", "class_conditional_weight"}
+from ebm_lightning.modules import JEM, ClassificationRBM, ConditionalEBM
 
 
 def load_model(path: Path | str, classifier: nn.Module | None = None) -> ConditionalEBM:
-    """The model of a Lightning checkpoint, on the CPU and in eval mode.
+    """The model of a Lightning checkpoint, of the class that was saved, on the CPU and in eval mode.
 
-    Returns a :class:`~ebm_lightning.JEM` if the checkpoint contains a sampler or chains, and a
-    :class:`~ebm_lightning.ConditionalEBM` otherwise. Subclasses such as SADAJEM are loaded as JEM. If your subclass
-    overrides the energy or the evaluation, call its ``load_from_checkpoint`` instead.
+    A class of your own has to be imported before. If it is not, a warning says so, and the model is a
+    :class:`~ebm_lightning.JEM` or :class:`~ebm_lightning.ConditionalEBM` with the saved weights: energies and
+    predictions are those of the saved model unless the class overrides them.
 
     Arguments:
         path: A checkpoint of a JEM or a ConditionalEBM.
@@ -29,13 +30,30 @@ def load_model(path: Path | str, classifier: nn.Module | None = None) -> Conditi
         ValueError: The checkpoint is of another kind of module, such as an RBM, or ``classifier`` is needed.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    arguments = checkpoint.get("hyper_parameters", {})
-    if "num_classes" not in arguments or "num_hidden" in arguments:
-        raise ValueError(f"'path' should be a checkpoint of a JEM or a ConditionalEBM, and not of an RBM, got {path}.")
-    kind = JEM if JEM_ARGUMENTS & arguments.keys() or _has_chains(checkpoint) else ConditionalEBM
+    kind = _class_of(checkpoint, path)
     given: dict[str, Any] = {} if classifier is None else {"classifier": copy.deepcopy(classifier)}
     return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given).eval()
 
 
-def _has_chains(checkpoint: Mapping[str, Any]) -> bool:
+def _class_of(checkpoint: dict[str, Any], path: Path | str) -> type[ConditionalEBM]:
+    """The class that was saved. Only a module of this library is imported, so that a checkpoint cannot run code."""
+    saved = str(checkpoint.get("class_path", ""))
+    module, _, name = saved.rpartition(".")
+    if module.split(".")[0] == "ebm_lightning" and importlib.util.find_spec(module):
+        importlib.import_module(module)
+    kind = getattr(sys.modules.get(module), name, None)
+    if isinstance(kind, type) and issubclass(kind, ConditionalEBM) and not issubclass(kind, ClassificationRBM):
+        return kind
+    if kind is not None or not saved or "num_classes" not in checkpoint.get("hyper_parameters", {}):
+        raise ValueError(f"'path' should be a checkpoint of a JEM or a ConditionalEBM, and not of an RBM, got {path}.")
+    base = JEM if "sampler" in checkpoint["hyper_parameters"] or _has_chains(checkpoint) else ConditionalEBM
+    warnings.warn(
+        f"'{path}' is of the class {saved}, which is not imported: it is loaded as {base.__name__}. Import the class "
+        "first, or call its 'load_from_checkpoint', if it overrides the energy or takes other arguments.",
+        stacklevel=3,
+    )
+    return base
+
+
+def _has_chains(checkpoint: dict[str, Any]) -> bool:
     return any(state.get("chains") for state in checkpoint.get("ranks") or [])

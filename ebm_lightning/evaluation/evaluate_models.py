@@ -4,17 +4,42 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
-from ebm_lightning.evaluation.inputs import Data, Initial, OODChoice, feature_network, initial_density, ood_sources
+from ebm_lightning.callbacks.ood_histogram import plot_scores
+from ebm_lightning.evaluation.comparison import Measured, compared
+from ebm_lightning.evaluation.inputs import (
+    AnyData,
+    Initial,
+    OODChoice,
+    as_loader,
+    feature_network,
+    initial_density,
+    ood_sources,
+)
+from ebm_lightning.evaluation.loggers import check_logger, finish_wandb, log_to_wandb
 from ebm_lightning.evaluation.measurements import Measurements, Settings
-from ebm_lightning.evaluation.report import Section, evaluation_sections, page, results_folder
+from ebm_lightning.evaluation.names import model_names
+from ebm_lightning.evaluation.report import (
+    Comparison,
+    Picture,
+    Section,
+    Verdict,
+    evaluation_sections,
+    page,
+    remove_if_empty,
+    results_folder,
+    verdicts,
+)
 from ebm_lightning.evaluation.report.facts import evaluation_facts
-from ebm_lightning.evaluation.runs import LoggerName, check_logger, finish_wandb, run_all
+from ebm_lightning.evaluation.report.pictures import ood_picture
+from ebm_lightning.evaluation.runs import run_all
+from ebm_lightning.evaluation.scores import log_density
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.samplers import SGLD
-from ebm_lightning.supports import Binary
+from ebm_lightning.supports import Binary, Support
 
 NO_BASELINE = (
     "No baseline was given, so the report does not show what the energy model gains or loses. A plain classifier often "
@@ -25,7 +50,7 @@ NO_BASELINE = (
 
 def evaluate(
     model: ConditionalEBM,
-    data: Data,
+    data: AnyData,
     baseline: ConditionalEBM | None = None,
     output: Path | str | None = None,
     *,
@@ -33,7 +58,7 @@ def evaluate(
     features: nn.Module | None = None,
     ood: OODChoice = None,
     ood_root: Path | None = None,
-    logger: LoggerName = "csv",
+    logger: Literal["csv", "wandb"] = "csv",
     bins: int = 15,
     ood_images: int = 1000,
     samples: int = 500,
@@ -60,7 +85,8 @@ def evaluate(
 
     Arguments:
         model: The model, such as a JEM.
-        data: A data module, or a loader of test images and labels.
+        data: A data module; or a loader or dataset of test images and labels; or both as tensors. Of several test
+            loaders the first is used.
         baseline: The plain classifier to compare with. If it is left out, the report states that nothing was compared.
         output: Folder for the results, new or empty; by default the next free runs/eval-N.
         title: Title of the report.
@@ -70,14 +96,14 @@ def evaluate(
             images in the model's support; by default the sets that are commonly used for the data. Sets made from the
             test images are always added, see :data:`ebm_lightning.evaluation.OOD_SETS`.
         ood_root: Folder with the out-of-distribution images; by default that of the data module.
-        logger: Where metrics, pictures and the report are also logged. W&B works offline with WANDB_MODE=offline.
+        logger: Where results are also logged. W&B works offline with WANDB_MODE=offline.
         bins: Bins of the calibration error.
         ood_images: Largest number of images of each out-of-distribution set.
         samples: Fresh chains for FID, KID and Inception score.
         sampler_steps: Steps of each fresh chain.
-        initial: Distribution of the initial points of fresh chains of both models: that of the model's own chains, the
-            support's reference density, or a density such as ClassGaussians. One that is not fitted is copied, and the
-            copy is fitted to the training images of ``data`` (use the ``size`` and ``val_size`` of the training run).
+        initial: Where fresh chains of both models start: as the model's own chains, at the support's reference density,
+            or at a density such as ClassGaussians. A copy of one that is not fitted is fitted to the training images of
+            ``data`` (use the ``size`` and ``val_size`` of training).
         attacked_images: Largest number of images to attack, add noise to, or refine.
         attack_steps: Gradient steps of each attack.
         linf: Radii of the L-inf attack, in units of x.
@@ -91,12 +117,14 @@ def evaluate(
         progress_bar: Show progress bars.
 
     Returns:
-        All metrics by name. Those of the baseline begin with ``baseline/``.
+        All metrics by name. Those of the baseline begin with ``baseline/``. ``compared/<metric>`` is the model's value
+        minus the baseline's, and ``<metric>_std_err`` a standard error from the number of images.
 
     Raises:
         ValueError: An argument is out of its range, or the models do not fit together.
     """
     started = time.time()
+    data = as_loader(data)
     settings = Settings(
         bins=bins,
         ood_images=ood_images,
@@ -128,24 +156,64 @@ def evaluate(
         network,
         getattr(data, "num_levels", None),
     )
-    results = run_all(models, data, measurements, folder, logger, device)
-    counts = {"test/images": float(results.images), "test/ece_bins": float(bins), "seconds": time.time() - started}
-    metrics = _with_prefixes(results.metrics) | counts
+    try:
+        measured = run_all(models, data, measurements, folder, logger, device)
+    finally:
+        remove_if_empty(folder)
+    metrics = _all_metrics(measured, bins) | {"test/ece_bins": float(bins), "seconds": time.time() - started}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    facts = evaluation_facts(models, data, measurements, metrics)
-    sections = evaluation_sections(results.metrics, {name: folder / name for name in models}, bins, results.why)
-    notes = [] if baseline else [Section("No comparison", NO_BASELINE)]
     title = title or f"Evaluation of {type(model).__name__}"
-    (folder / "report.html").write_text(page(title, facts, [*notes, *sections]))
+    facts = evaluation_facts(models, data, measurements, metrics)
+    results, found = write_report(folder, title, facts, measured, models, metrics, bins)
     if logger == "wandb":
-        finish_wandb(metrics, folder / "report.html")
+        log_to_wandb(results, metrics=metrics, verdicts=found, report=folder / "report.html")
+        finish_wandb()
     return metrics
 
 
-def _with_prefixes(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of all models in one dictionary."""
-    prefixes = {name: "" if name == "model" else f"{name}/" for name in results}
-    return {prefixes[name] + key: value for name, metrics in results.items() for key, value in metrics.items()}
+def write_report(
+    folder: Path,
+    title: str,
+    facts: list[str],
+    measured: Mapping[str, Measured],
+    models: Mapping[str, ConditionalEBM],
+    metrics: Mapping[str, float],
+    bins: int,
+) -> tuple[dict[str, dict[str, float]], list[Verdict]]:
+    """Write report.html. Returns the metrics of each model by its name, and the verdicts."""
+    names = model_names(models)
+    results = {names[key]: one.metrics for key, one in measured.items()}
+    why = {names[key]: one.why for key, one in measured.items() if one.why}
+    comparison = Comparison(results, metrics)
+    pictures = ood_pictures(folder, {names[key]: one for key, one in measured.items()}, models["model"].domain)
+    sections = evaluation_sections(comparison, {names[key]: folder / key for key in measured}, bins, pictures, why)
+    notes = [] if "baseline" in models else [Section("No comparison", NO_BASELINE)]
+    found = verdicts(comparison, why)
+    (folder / "report.html").write_text(page(title, facts, [*notes, *sections], found))
+    return results, found
+
+
+def ood_pictures(folder: Path, measured: Mapping[str, Measured], domain: Support) -> list[Picture]:
+    """Write ``ood-<set>.png`` for each set, with the scores of all models on the same axes."""
+    pictures = []
+    first = next(iter(measured.values()))
+    for name, score in first.scores:
+        if score == log_density.__name__:
+            scores = {model: one.scores[name, score] for model, one in measured.items()}
+            path = folder / f"ood-{name.replace('/', '-')}.png"
+            plot_scores(scores, name, first.examples[name], domain, score).savefig(path, dpi=120)
+            pictures.append(ood_picture(path, name, scores))
+    return pictures
+
+
+def _all_metrics(measured: Mapping[str, Measured], bins: int) -> dict[str, float]:
+    """The metrics of all models, and the differences of the two, in one dictionary."""
+    metrics = {
+        f"{'' if key == 'model' else f'{key}/'}{name}": value
+        for key, one in measured.items()
+        for name, value in one.metrics.items()
+    }
+    return metrics | (compared(measured["model"], measured["baseline"], bins) if "baseline" in measured else {})
 
 
 def _check_models(models: Mapping[str, ConditionalEBM]) -> None:

@@ -1,20 +1,19 @@
 """Inputs of an evaluation: initial points of fresh chains, out-of-distribution sets, and the network for FID."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ebm_lightning.callbacks.ood_detection import ImageSource
 from ebm_lightning.data import OOD_PAIRS, ood_image_sets
 from ebm_lightning.evaluation.features import Penultimate
 from ebm_lightning.evaluation.measurements import FeatureNetwork, holds_images
-from ebm_lightning.evaluation.ood_sets import OOD_SETS, OODSet
+from ebm_lightning.evaluation.ood_sets import OODSet, usual_sets
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.modules.fit_densities import in_coordinates
 from ebm_lightning.modules.training_data import pass_over, seeded_globally
@@ -22,8 +21,28 @@ from ebm_lightning.supports import Density, Support
 from ebm_lightning.supports.density import FittedDensity
 
 Data = L.LightningDataModule | DataLoader[Any]
+AnyData = Data | Dataset[Any] | tuple[Tensor, Tensor]
+"""A data module, or a loader or dataset of test images and labels, or both as tensors."""
 Initial = Density | Literal["model", "reference"]
 OODChoice = Sequence[str] | Mapping[str, ImageSource] | None
+
+
+def as_loader(data: AnyData, batch_size: int = 250) -> Data:
+    """``data`` with tensors and datasets as a loader.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(data, L.LightningDataModule | DataLoader):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        return DataLoader(TensorDataset(*data), batch_size)
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size)
+    raise ValueError(
+        f"'data' should be a data module, a loader or dataset of test images and labels, or both as a pair of tensors, "
+        f"got {type(data).__name__}."
+    )
 
 
 def initial_density(initial: Initial, model: ConditionalEBM, data: Data) -> Density | None:
@@ -59,7 +78,7 @@ def ood_sources(
 
     Sets made from the test images are always included. Arguments as for :func:`ebm_lightning.evaluate`.
     """
-    made = _made_sets(support)
+    made: dict[str, OODSet | ImageSource] = dict(usual_sets(support))
     if isinstance(ood, Mapping):
         return made | dict(ood), []
     names = OOD_PAIRS.get(type(data).__name__, ()) if ood is None else tuple(ood)
@@ -91,10 +110,3 @@ def _chosen(initial: Initial, model: ConditionalEBM) -> Density | None:
     if initial not in ("model", "reference"):
         raise ValueError(f"'initial' should be 'model', 'reference' or a Density, got {initial!r}.")
     return getattr(getattr(model, "chains", None), "initial", None) if initial == "model" else None
-
-
-def _made_sets(support: Support) -> dict[str, OODSet | ImageSource]:
-    if holds_images(support):
-        return dict(OOD_SETS)
-    names = ["noise", "interpolated"] if support.log_mass < math.inf else ["interpolated"]
-    return {name: OOD_SETS[name] for name in names}

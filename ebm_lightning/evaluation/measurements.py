@@ -13,6 +13,8 @@ from torch import nn
 from ebm_lightning.callbacks import (
     AISLogZ,
     Calibration,
+    EnergyExtremes,
+    ErrorBars,
     FreshSamples,
     OODDetection,
     Refinement,
@@ -121,8 +123,9 @@ class Measurements:
         return self._for_chains_of(model)._callbacks(folder)
 
     def _for_chains_of(self, model: ConditionalEBM) -> "Measurements":
-        """These measurements; with the model's own sampler if its chains move in other coordinates."""
-        if same_space(model.support, self.support):
+        """These measurements; with the model's own sampler if its coordinates or reference are of another kind."""
+        references = {type(getattr(support, "reference", None)) for support in (model.support, self.support)}
+        if same_space(model.support, self.support) and len(references) == 1:
             return self
         sampler = getattr(model, "sampler", None) or SGLD.jem()
         return replace(self, support=model.support, sampler=sampler, initial=None)
@@ -131,12 +134,14 @@ class Measurements:
         s = self.settings
         callbacks: list[Callback] = [
             Calibration(s.bins, folder),
+            ErrorBars(s.bins),
+            EnergyExtremes(directory=folder),
             OODDetection(self.ood_sets, SCORES, directory=folder, seed=s.seed, limit=s.ood_images),
             self._robustness(folder),
         ]
         if self.initial is not None or self.support.log_mass < math.inf:
             callbacks.append(self._sample_quality())
-            callbacks += [self._fresh_samples(folder)] if holds_images(self.domain) else []
+            callbacks.append(self._fresh_samples(folder))
         if s.refine_steps:
             progress = s.progress("refinement")
             callbacks.append(Refinement(s.refine_steps, self.sampler, s.attacked_images, s.seed, progress))

@@ -8,23 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.utilities import dim_zero_cat
 
+from ebm_lightning.evaluation.error_bars import auroc_std_err, fid_std_err, placements
+
 
 class OODScores(Metric):
-    """AUROC and FPR95 of a score that should be larger for in-distribution data.
+    """AUROC, FPR95 and AUPR of a score that should be larger for in-distribution data.
 
-    Scores are any real numbers, also infinite ones. AUROC uses their ranks, because torchmetrics' own AUROC applies a
-    sigmoid, which rounds logits of 20 and 200 to the same 1.0. ``compute`` returns
+    Scores are any real numbers, also infinite ones. AUROC and AUPR use their ranks, because torchmetrics applies a
+    sigmoid to scores, which rounds logits of 20 and 200 to the same 1.0. ``compute`` returns
 
     - ``auroc``: the probability that in-distribution data score higher, where ties count half. 0.5 is chance.
+    - ``auroc_std_err``: its standard error, from the numbers of data, see
+      :func:`ebm_lightning.evaluation.error_bars.auroc_std_err`.
     - ``fpr95``: the fraction of out-of-distribution data at or above the largest threshold that keeps at least 95 % of
       the in-distribution data. 0 is best, and 0.95 or more is chance. Nothing is interpolated, so ties count as
       accepted.
+    - ``aupr_in`` and ``aupr_out``: the area under the curve of precision and recall, of finding in-distribution data by
+      high scores, and out-of-distribution data by low scores. 1 is best. Chance is their share of all data, so values
+      depend on the numbers of data.
 
     References:
         Hendrycks & Gimpel 2017. https://arxiv.org/abs/1610.02136
@@ -59,13 +66,29 @@ class OODScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         inside, outside = self.scores()
-        return {"auroc": _auroc(inside, outside), "fpr95": _fpr95(inside, outside)}
+        error = auroc_std_err(*placements(inside, outside))
+        return {
+            "auroc": _auroc(inside, outside),
+            "auroc_std_err": torch.tensor(error, dtype=torch.float64, device=inside.device),
+            "fpr95": _fpr95(inside, outside),
+            "aupr_in": _aupr(inside, outside),
+            "aupr_out": _aupr(-outside, -inside),
+        }
 
 
 def _auroc(inside: Tensor, outside: Tensor) -> Tensor:
-    target = torch.cat([torch.ones_like(inside), torch.zeros_like(outside)]).long()
-    ranks = torch.cat([inside, outside]).unique(return_inverse=True)[1]
-    return binary_auroc(ranks.double() / max(1, int(ranks.max())), target)
+    return binary_auroc(*_ranks(inside, outside))
+
+
+def _aupr(positive: Tensor, negative: Tensor) -> Tensor:
+    return binary_average_precision(*_ranks(positive, negative))
+
+
+def _ranks(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks of the scores in [0, 1], and 1 for the positive ones, else 0."""
+    target = torch.cat([torch.ones_like(positive), torch.zeros_like(negative)]).long()
+    ranks = torch.cat([positive, negative]).unique(return_inverse=True)[1]
+    return ranks.double() / max(1, int(ranks.max())), target
 
 
 def _fpr95(inside: Tensor, outside: Tensor) -> Tensor:
@@ -94,6 +117,8 @@ def bits_per_dim(nats: float, shape: tuple[int, ...], width: float, num_levels: 
 def fid_and_kid(real: Tensor, fake: Tensor, label: str, suffix: str) -> dict[str, float]:
     r"""FID and KID between features (N, D) and (M, D), named ``fid_<label><suffix>`` and ``kid_<label><suffix>``.
 
+    Without a suffix also ``fid_<label>_std_err``, from the number of samples, and ``kid_std_<label>``.
+
     .. math:: FID = \|\mu - \mu'\|^2 + \mathrm{tr}(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2})
 
     References:
@@ -110,7 +135,9 @@ def fid_and_kid(real: Tensor, fake: Tensor, label: str, suffix: str) -> dict[str
         metric.update(fake, real=False)
     mean, std = kid.compute()
     metrics = {f"fid_{label}{suffix}": float(fid.compute()), f"kid_{label}{suffix}": float(mean)}
-    return metrics if suffix else metrics | {f"kid_std_{label}": float(std)}
+    if suffix:
+        return metrics
+    return metrics | {f"fid_{label}_std_err": fid_std_err(real, fake), f"kid_std_{label}": float(std)}
 
 
 def inception_score(logits: Tensor, label: str, suffix: str) -> dict[str, float]:

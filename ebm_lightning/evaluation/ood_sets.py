@@ -1,5 +1,6 @@
 """Functions that turn a batch of in-distribution images into out-of-distribution images."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -52,3 +53,42 @@ def interpolated(x: Tensor, support: Support, generator: torch.Generator) -> Ten
 
 
 OOD_SETS: dict[str, OODSet] = {f.__name__: f for f in (noise, shuffled, inverted, transposed, flipped, interpolated)}
+"""The functions of this module by their names, such as ``shuffled``."""
+
+
+def usual_sets(support: Support, shape: tuple[int, ...] | None = None) -> dict[str, OODSet]:
+    """The sets that say something about data of this kind: all for images, those that make sense for other data.
+
+    Arguments:
+        support: Domain of the data.
+        shape: Shape of one x; by default that of the support.
+    """
+    shape = support.shape if shape is None else shape
+    of_series = shape is not None and len(shape) > 1
+    return {
+        name: make
+        for name, make in OOD_SETS.items()
+        if not misfit(name, support, shape) and (of_series or name in ("noise", "interpolated"))
+    }
+
+
+def misfit(name: str, support: Support, shape: tuple[int, ...] | None = None) -> str:
+    """Why the set of that name cannot be made from data of this kind, in one sentence; empty if it can.
+
+    Arguments:
+        name: A name from :data:`OOD_SETS`. Other names have no requirements.
+        support: Domain of the data.
+        shape: Shape of one x. None, if it is unknown, fits.
+    """
+    shape = support.shape if shape is None else shape
+    if name == "noise" and support.log_mass == math.inf:
+        return f"{type(support).__name__} has no reference density to draw from."
+    if name == "inverted" and not isinstance(support, Box | Binary):
+        return f"{type(support).__name__} has no lowest and highest value."
+    if shape is None:
+        return ""
+    if name == "transposed" and (len(shape) != 3 or shape[1] != shape[2]):
+        return f"One x has shape {shape}, and is not a square image (C, H, H)."
+    if name in ("shuffled", "flipped") and len(shape) < 2:
+        return f"One x has shape {shape}, and no pixels or steps in an order."
+    return ""

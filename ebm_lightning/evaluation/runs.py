@@ -1,53 +1,25 @@
 """One ``Trainer.test`` run per model, which leaves the model and the data as they are."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
-from ebm_lightning.callbacks import AISLogZ
-from ebm_lightning.callbacks.base import Evaluation, Stage
+from ebm_lightning.callbacks import AISLogZ, ErrorBars, OODDetection
+from ebm_lightning.callbacks.ood_histogram import Scores
+from ebm_lightning.evaluation.comparison import Measured
 from ebm_lightning.evaluation.inputs import Data
+from ebm_lightning.evaluation.loggers import LoggerName, finish_wandb, run_logger
 from ebm_lightning.evaluation.measurements import Measurements
-from ebm_lightning.evaluation.optional import import_optional
+from ebm_lightning.evaluation.names import model_names
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.modules.training_data import seeded_globally
 from ebm_lightning.samplers import eval_mode
-
-LoggerName = Literal["csv", "wandb"]
-
-
-class ImageCount(Evaluation):
-    """Counts the test images."""
-
-    images = 0
-
-    def begin(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
-        self.images = 0
-
-    def observe(self, stage: Stage, module: ConditionalEBM, outputs: Any, batch: Any) -> None:
-        self.images += len(outputs["logits"])
-
-    def report(self, stage: Stage, trainer: L.Trainer, module: ConditionalEBM) -> None:
-        pass
-
-
-class Results(NamedTuple):
-    """What was found out about the models, in the order in which they were given.
-
-    Attributes:
-        metrics: Metrics of each model.
-        why: Why log Z of a model is not reliable, in one sentence. Only models to which that applies.
-        images: Number of test images.
-    """
-
-    metrics: dict[str, dict[str, float]]
-    why: dict[str, str]
-    images: int
 
 
 def run_all(
@@ -57,30 +29,48 @@ def run_all(
     folder: Path,
     logger: LoggerName,
     device: str,
-) -> Results:
-    """Measure each model. Pictures and logs go to ``folder / name``.
+) -> dict[str, Measured]:
+    """Measure each model. Pictures and logs go to ``folder / key``.
 
     With W&B, the run of the first model is left open for the report.
+
+    Arguments:
+        models: The models by key.
+        data: A data module, or a loader of test images and labels.
+        measurements: What to measure.
+        folder: Folder of the evaluation.
+        logger: Where metrics are also logged.
+        device: Lightning's accelerator.
     """
-    metrics: dict[str, dict[str, float]] = {}
-    why: dict[str, str] = {}
-    count = ImageCount()
-    for name in reversed(list(models)):
-        if metrics and logger == "wandb":
+    found: dict[str, Measured] = {}
+    names = model_names(models)
+    for key in reversed(list(models)):
+        if found and logger == "wandb":
             finish_wandb()
-        own_logger = make_logger(logger, folder / name, f"{folder.name}-{name}")
-        callbacks = [*measurements.callbacks(folder / name, models[name]), count]
-        metrics[name] = run_test(models[name], data, callbacks, own_logger, device, measurements.settings.progress_bar)
-        why[name] = next((c.result.why for c in callbacks if isinstance(c, AISLogZ) and c.result is not None), "")
-    return Results(
-        {name: metrics[name] for name in models}, {name: why[name] for name in models if why[name]}, count.images
-    )
+        tags = ["evaluation", names[key], type(models[key].classifier).__name__]
+        own_logger = run_logger(logger, folder / key, f"{folder.name}-{names[key]}", folder.name, tags)
+        callbacks = measurements.callbacks(folder / key, models[key])
+        progress = measurements.settings.progress_bar
+        if progress:
+            print(f"Evaluating the {names[key]} of {type(models[key].classifier).__name__}", file=sys.stderr)
+        metrics = run_test(models[key], data, callbacks, own_logger, device, progress)
+        found[key] = _measured(metrics, callbacks)
+    return {key: found[key] for key in models}
+
+
+def _measured(metrics: dict[str, float], callbacks: Sequence[Callback]) -> Measured:
+    """The metrics of a run, and what its callbacks keep."""
+    errors = next(c for c in callbacks if isinstance(c, ErrorBars))
+    detection = next(c for c in callbacks if isinstance(c, OODDetection))
+    results = [c.result for c in callbacks if isinstance(c, AISLogZ) and c.result is not None]
+    scores = {pair: Scores(*(part.cpu() for part in metric.scores())) for pair, metric in detection.metrics.items()}
+    return Measured(metrics, errors.values, scores, detection.examples, results[0].why if results else "")
 
 
 def run_test(
     model: ConditionalEBM, data: Data, callbacks: Sequence[Callback], logger: Logger, device: str, progress_bar: bool
 ) -> dict[str, float]:
-    """The metrics of ``Trainer.test`` on one device."""
+    """The metrics of ``Trainer.test`` on one device; of the first loader if there are several."""
     trainer = L.Trainer(
         accelerator=device,
         devices=1,
@@ -92,7 +82,9 @@ def run_test(
     )
     loaders: dict[str, Any] = {"datamodule" if isinstance(data, L.LightningDataModule) else "dataloaders": data}
     with unchanged(model, data):
-        return dict(trainer.test(model, verbose=False, **loaders)[0])
+        metrics = trainer.test(model, verbose=False, **loaders)[0]
+    first = {name.removesuffix("/dataloader_idx_0"): value for name, value in metrics.items()}
+    return {name: value for name, value in first.items() if "/dataloader_idx_" not in name}
 
 
 @contextmanager
@@ -107,41 +99,6 @@ def unchanged(model: ConditionalEBM, data: Data) -> Iterator[None]:
             for item, trainer in zip(attached, trainers, strict=True):
                 item.trainer = trainer
             model.to(device)
-
-
-def make_logger(name: LoggerName, folder: Path, run_name: str) -> Logger:
-    """A logger that writes to ``folder``."""
-    if name == "csv":
-        return CSVLogger(folder, "logs", "")
-    folder.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(run_name, folder, project="ebm_lightning")
-
-
-def check_logger(name: LoggerName) -> None:
-    """Check that the logger can be used.
-
-    Raises:
-        ValueError: The name is unknown, or a W&B run is in progress.
-        ModuleNotFoundError: W&B is not installed.
-    """
-    if name not in ("csv", "wandb"):
-        raise ValueError(f"'logger' should be 'csv' or 'wandb', got {name!r}.")
-    if name == "wandb" and _wandb().run is not None:
-        raise ValueError(
-            "'logger' should be 'csv' while a W&B run is in progress, got 'wandb'. Or call wandb.finish()."
-        )
-
-
-def finish_wandb(metrics: Mapping[str, float] | None = None, report: Path | None = None) -> None:
-    """Finish the current W&B run, after logging all metrics and the report if they are given."""
-    wandb = _wandb()
-    if metrics is not None and report is not None:
-        wandb.log({**metrics, "report": wandb.Html(str(report))})
-    wandb.finish()
-
-
-def _wandb() -> Any:
-    return import_optional("wandb", "logger='wandb'", "pass logger='csv'")
 
 
 def _trainer(item: Any) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ebm_lightning.energies import JointEnergy
+from ebm_lightning.energies import JointEnergy, check_energies
 from ebm_lightning.samplers import frozen, value_and_gradient
 
 Score = Callable[[JointEnergy, Tensor], Tensor]
@@ -31,7 +31,9 @@ def log_density(energy: JointEnergy, x: Tensor) -> Tensor:
     References:
         Liu et al., Energy-based out-of-distribution detection, 2020. https://arxiv.org/abs/2010.03759
     """
-    return -energy(x)
+    value = energy(x)
+    check_energies(value, x)
+    return -value
 
 
 def max_probability(energy: JointEnergy, x: Tensor) -> Tensor:

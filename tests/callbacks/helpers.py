@@ -1,10 +1,12 @@
 """Small models and densities that the tests of callbacks share."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from ebm_lightning import JEM, Box, Density
-from ebm_lightning.networks import ConvNet
+from ebm_lightning.networks import MLP, ConvNet
 from tests.helpers import jem
 
 IMAGES = Box(-1, 1, (1, 8, 8))
@@ -20,6 +22,17 @@ class FirstPixels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)[:, :2]
+
+
+class Flat(nn.Module):
+    """An MLP on points of any shape."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int = 3) -> None:
+        super().__init__()
+        self.layers = MLP(math.prod(shape), classes, (8,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1))
 
 
 class Grey(Density):

@@ -46,7 +46,7 @@ def test_metrics_match_quadrature(tmp_path, loader, precision):
         log_p = -module.energy(loader.dataset.tensors[0]).mean().item() - metrics["ais/log_z"]
     assert metrics["ais/log_likelihood"] == pytest.approx(log_p, abs=1e-4)
     assert metrics["ais/bits_per_dim"] == pytest.approx(-log_p / (2 * math.log(2)) + math.log2(128), abs=1e-3)
-    assert (tmp_path / "ais-ess.png").exists()
+    assert (tmp_path / "ais-path.png").exists()
 
 
 def test_a_uniform_model_has_log2_levels_bits(tmp_path, loader):

@@ -1,7 +1,7 @@
 import pytest
 
-from ebm_lightning import SGLD, FreshSamples
-from tests.callbacks.helpers import Grey, image_jem
+from ebm_lightning import SGLD, Box, DataInit, Euclidean, FreshSamples
+from tests.callbacks.helpers import Flat, Grey, image_jem
 from tests.helpers import batches, jem, trainer
 
 
@@ -44,9 +44,17 @@ def test_chains_start_at_the_given_distribution(tmp_path, loader, spy):
     assert initial.labels[1].tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_vectors_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'support' should be a Box of images"):
-        trainer(tmp_path, callbacks=[FreshSamples()]).test(jem(), batches(), verbose=False)
+@pytest.mark.parametrize("shape", [(4,), (2, 6)], ids=["table", "series"])
+def test_points_that_are_not_images_are_shown(tmp_path, spy, shape):
+    module = jem(Flat(shape), support=Box(-1, 1, shape))
+    trainer(tmp_path, callbacks=[FreshSamples(3, sampler=spy)]).test(module, batches(shape=shape), verbose=False)
+    assert {p.name for p in tmp_path.glob("*.png")} == {"samples-conditional.png", "samples-unconditional.png"}
+
+
+def test_a_support_of_infinite_mass_needs_initial_points(tmp_path):
+    module = jem(support=Euclidean((4,)), chains=DataInit())
+    with pytest.raises(ValueError, match="'initial' should be given for FreshSamples on Euclidean"):
+        trainer(tmp_path, callbacks=[FreshSamples()]).test(module, batches(), verbose=False)
 
 
 def test_bad_arguments():

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ebm_lightning import OODDetection
-from ebm_lightning.callbacks.ood_detection import plot_scores
+from ebm_lightning.callbacks.ood_histogram import Scores, plot_scores
 from ebm_lightning.evaluation.ood_sets import OOD_SETS, transposed
 from ebm_lightning.evaluation.scores import approximate_mass, log_density
 from tests.callbacks.helpers import IMAGES, image_jem
@@ -99,4 +99,23 @@ def test_bad_arguments():
 
 
 def test_a_histogram_of_equal_and_infinite_scores(tmp_path):
-    plot_scores(torch.zeros(5), torch.tensor([-math.inf, 1.0]), "x", 0.5).savefig(tmp_path / "a.png")
+    scores = {"JEM": Scores(torch.zeros(5), torch.tensor([-math.inf, 1.0]))}
+    plot_scores(scores, "x", IMAGES.sample(3), IMAGES).savefig(tmp_path / "a.png")
+
+
+def test_models_share_the_axes_of_their_histograms():
+    one, two = Scores(torch.zeros(9), torch.ones(9)), Scores(torch.arange(9.0) + 50, torch.arange(9.0))
+    figure = plot_scores({"JEM": one, "classifier": two}, "x", IMAGES.sample(3), IMAGES)
+    _, upper, lower = figure.axes
+    assert upper.get_xlim() == lower.get_xlim()
+    assert upper.get_ylim() == lower.get_ylim()
+    assert [axes.get_title().split(":")[0] for axes in (upper, lower)] == ["JEM", "classifier"]
+
+
+def test_the_first_points_of_each_set_are_kept(tmp_path, loader):
+    other = IMAGES.sample(30)
+    callback = OODDetection({"mirrored": transposed, "tensor": other})
+    trainer(tmp_path, callbacks=[callback]).test(image_jem(), loader, verbose=False)
+    n = len(callback.examples["tensor"])
+    assert torch.equal(callback.examples["tensor"], other[:n])
+    assert torch.equal(callback.examples["mirrored"], loader.dataset.tensors[0][:n].mT)

@@ -7,6 +7,7 @@ without their prefix, samples and log Z on a support of infinite mass.
 
 import html
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -55,13 +56,17 @@ def test_both_models_get_the_same_images_and_features(evaluated):
 def test_the_report_is_self_contained(evaluated):
     folder, _ = evaluated
     text = (folder / "report.html").read_text()
-    pictures = list(folder.glob("*/*.png"))
-    assert text.count("data:image/png;base64,") == len(pictures) == 2 * (len(SETS) + 1 + 5)
+    shown = {path.name for path in folder.glob("*/*.png") if not path.name.startswith("ood-")}
+    assert len(shown) == 6
+    assert len(list(folder.glob("ood-*.png"))) == len(SETS) + 1, "one picture of each set, with both models"
+    assert text.count("data:image/png;base64,") == 2 * len(shown) + len(SETS) + 1
     assert not re.search(r"https?://|<script|<link|@import|url\(", text)
-    for heading in ("Classifier", "Out-of-distribution detection", "Likelihood", "Samples", "Robustness", "Refinement"):
+    for heading in ("Verdict", "Classifier", "Out-of-distribution detection", "Energies", "Likelihood", "Samples",
+                    "Robustness", "Refinement"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in text
     assert "Evaluation of JEM" in text
     assert "Model: JEM of MLP with 1,571 parameters. Baseline: ConditionalEBM of MLP" in text
+    assert '<th scope="col">JEM</th><th scope="col">classifier</th>' in text
     assert "NETWORKS DIFFER" not in text
 
 
@@ -69,10 +74,34 @@ def test_the_report_says_why_log_z_is_not_reliable(evaluated):
     """20 chains are too few."""
     folder, metrics = evaluated
     text = html.unescape((folder / "report.html").read_text())
-    for name, prefix in (("model", ""), ("baseline", "baseline/")):
+    for name, prefix in (("JEM", ""), ("classifier", "baseline/")):
         assert metrics[f"{prefix}ais/reliable"] == 0
         reason = "The weights are worth .* independent chains, .*: raise 'temperatures' or 'num_chains'."
-        assert re.search(f"Log Z of '{name}' is not reliable. {reason}", text)
+        assert re.search(f"Log Z of {name} is not reliable. {reason}", text)
+
+
+def test_differences_are_those_on_the_same_images(evaluated, tmp_path):
+    _, metrics = evaluated
+    for key in ("test/accuracy", "test/nll", "test/ece", "ood/flipped/log_density/auroc", "ais/log_likelihood"):
+        assert metrics[f"compared/{key}"] == pytest.approx(metrics[key] - metrics[f"baseline/{key}"], abs=1e-5)
+    data = arrays(tmp_path)
+    data.setup("test")
+    x, y = next(iter(data.test_dataloader()))
+    with torch.no_grad():
+        nll = [
+            nn.functional.cross_entropy(m(x), y, reduction="none") for m in (small_jem(data), small_classifier(data))
+        ]
+    expected = float((nll[0] - nll[1]).std()) / math.sqrt(len(y))
+    assert metrics["compared/test/nll_std_err"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_failed_call_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    data = arrays(tmp_path / "data")
+    with pytest.raises(ValueError, match="abacus"):
+        evaluate(small_classifier(data), data, output="out/eval", **FEW | {"device": "abacus"})
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_metrics_agree_with_direct_computation(evaluated, tmp_path):

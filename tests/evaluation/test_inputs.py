@@ -1,8 +1,11 @@
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
-from ebm_lightning import Box, ClassGaussians, ReplayBuffer
-from ebm_lightning.evaluation.inputs import initial_density, ood_sources
+from ebm_lightning import Box, ClassGaussians, ConditionalEBM, ReplayBuffer, evaluate
+from ebm_lightning.evaluation.inputs import as_loader, initial_density, ood_sources
+from ebm_lightning.networks import MLP
 from tests.data.pictures import write_idx
 from tests.evaluation.models import SETS, arrays, small_classifier, small_jem
 
@@ -48,3 +51,34 @@ def test_the_usual_sets_of_the_data_are_used_if_they_are_there(tmp_path):
     assert list(sets) == [*SETS, "FashionMNIST"]
     assert sets["FashionMNIST"].shape == (5, 1, 28, 28)
     assert missing == ["KMNIST", "notMNIST", "Omniglot"]
+
+
+X, Y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+
+
+class TwoTestSets(L.LightningDataModule):
+    """The second has wrong labels."""
+
+    def test_dataloader(self):
+        return [DataLoader(TensorDataset(X, y), 10) for y in (Y, (Y + 1) % 3)]
+
+
+@pytest.mark.filterwarnings("ignore:Creating legend")  # on a busy machine
+def test_tensors_datasets_loaders_and_several_test_sets_are_evaluated_alike(tmp_path):
+    torch.manual_seed(0)
+    model = ConditionalEBM(MLP(4, 3, (8,)), 3)
+    few = {"linf": (0.1,), "l2": (), "noise": (), "attack_steps": 1, "refine_steps": (), "progress_bar": False}
+    found = [
+        evaluate(model, data, output=tmp_path / str(i), device="cpu", **few)
+        for i, data in enumerate(((X, Y), TensorDataset(X, Y), DataLoader(TensorDataset(X, Y), 250), TwoTestSets()))
+    ]
+    for metrics in found:
+        del metrics["seconds"]
+        assert metrics.keys() == found[0].keys()
+        for name in ("test/accuracy", "test/ece", "robust/linf_0.1"):
+            assert metrics[name] == pytest.approx(found[0][name], abs=1e-6), name
+
+
+def test_other_data_are_refused():
+    with pytest.raises(ValueError, match=r"'data' should be a data module, a loader or dataset .*, got Tensor"):
+        as_loader(X)

@@ -5,7 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import yaml
 
+from ebm_lightning import JEM, SGLD, Box, ClassGaussians, ReplayBuffer
+from ebm_lightning.data import Rings
+from tests.helpers import trainer, weights
 from tests.recipes.test_configs import CONFIGS, images, small, train  # noqa: F401 ('images' is a fixture)
 
 pytestmark = pytest.mark.slow
@@ -71,6 +76,35 @@ model:
   optimizer: {class_path: torch.optim.Adam, init_args: {lr: 1.0e-3}}
 data: {size: 1024}
 """
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints_of_python_and_of_the_command_line(tmp_path, monkeypatch):
+    """Kills: hyperparameters of a checkpoint above those of the command line, an error of the CLI from Python."""
+    (tmp_path / "network_of_test.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    import network_of_test
+
+    arguments = yaml.safe_load(CONFIG.replace("network.Net", "network_of_test.Net"))
+    model = {"class_path": "ebm_lightning.JEM", "init_args": arguments["model"]}
+    data = {"class_path": "ebm_lightning.data.Rings", "init_args": arguments["data"]}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(arguments | {"model": model, "data": data}))
+    chains = ReplayBuffer(300, initial=ClassGaussians())
+    module = JEM(network_of_test.Net(9), 3, Box(-4, 4, (2,)), SGLD(0.1, temperature=1.0, steps=2), chains)
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(module, datamodule=Rings(size=1024))
+    run.save_checkpoint("python.ckpt")
+    for command in ("validate", "test", "predict"):
+        done = train([command, "--config", "run.yaml", "--ckpt_path", "python.ckpt", "--model.sampler.steps", "3"])
+        assert torch.equal(weights(done.model), weights(module))
+        assert done.model.sampler.steps == 3
+    done = train(["fit", "--config", "run.yaml", "--ckpt_path", "python.ckpt", "--trainer.max_steps", "4"])
+    assert done.trainer.global_step == 4
+    assert torch.equal(weights(JEM.load_from_checkpoint("model.ckpt")), weights(done.model))
+    monkeypatch.setitem(sys.modules, "network_of_test", None)  # not to be imported
+    with pytest.raises(ValueError, match=r"holds a configuration that cannot be built here.*classifier=..."):
+        JEM.load_from_checkpoint("model.ckpt")
 
 
 @pytest.mark.parametrize("kind", ["JEM", "Mine"])

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from ebm_lightning import evaluate
+from ebm_lightning import ConditionalEBM, evaluate
 from ebm_lightning.evaluation.checkpoints import load_model
 from tests.evaluation.models import SMALL, arrays, small_classifier, small_jem
 from tests.helpers import trainer
@@ -52,8 +53,11 @@ def test_the_command_line_gives_the_numbers_of_the_function(folder, tmp_path):
     for name in set(expected) - {"seconds"}:
         if "samples/" not in name:
             assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
-    line = next(line for line in done.stdout.splitlines() if line.startswith("ood/transposed/auroc"))
-    assert len(line.split()) == 3
+    line = next(line for line in done.stdout.splitlines() if line.split()[:2] == ["transposed", "↑"])
+    assert len(line.split()) == 4
+    assert "JEM   classifier" in done.stdout
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 100
+    assert done.stdout.splitlines()[-1].endswith(f"pictures and logs are in {out.resolve()}")
     assert "annealing" in done.stderr, "a progress bar"
     report = (out / "report.html").read_text()
     assert "ClassGaussians fitted to training images" in report
@@ -84,10 +88,34 @@ def test_other_networks_and_folders_with_results(folder, tmp_path):
     assert "'output' should be a new or empty folder" in again.stderr
 
 
+def test_a_network_that_is_missing_names_the_option_and_leaves_no_folder(folder, tmp_path):
+    data = arrays(folder)
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(ConditionalEBM(Elsewhere(), 3, data.support), data)
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    images = ["--data", "ImageArrays", "--data.path", str(folder / "images.npz")]
+    (tmp_path / "here").mkdir()
+    done = run_recipe(tmp_path / "here", "evaluate.py", "--checkpoint", "../model.ckpt", *images)
+    assert done.returncode != 0
+    assert "'--classifier' should be given" in done.stderr
+    assert not list((tmp_path / "here").iterdir())
+
+
+class Elsewhere(nn.Module):
+    """A network that a checkpoint cannot rebuild."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(192, 3)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+
 def test_help_is_short_and_explains_every_option(tmp_path):
     done = run_recipe(tmp_path, "evaluate.py", "--help")
     assert done.returncode == 0
-    assert len(done.stdout.splitlines()) < 140
+    assert len(done.stdout.splitlines()) < 120
     for option in ("--checkpoint", "--data.help", "--sampler_steps", "--ais_num_chains", "--initial", "--ood_root"):
         assert option in done.stdout
     assert "Steps of each fresh chain" in done.stdout

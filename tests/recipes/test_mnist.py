@@ -30,7 +30,7 @@ def test_both_models_are_trained_and_evaluated(tmp_path):
     report = (folder / "evaluation" / "report.html").read_text()
     assert "ClassGaussians fitted to training images" in report
     assert "its images were not found: FashionMNIST" in report
-    assert "ood/transposed/auroc" in done.stdout
+    assert "Out-of-distribution detection" in done.stdout
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_the_config_for_fashionmnist_trains_and_saves_both_models(tmp_path):
     assert jem.generative_weight == 1
     assert type(jem.chains.initial).__name__ == "ClassGaussians"
     assert JEM.load_from_checkpoint(folder / "baseline.ckpt", weights_only=True).generative_weight == 0
-    assert (folder / "samples-chains.png").exists()
+    assert (folder / "samples-chains-step-000003.png").exists()
     assert not (folder / "evaluation").exists()
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def test_digits_writes_metrics_figures_and_checkpoints(digits):
         "samples-conditional.png",
         "samples-unconditional.png",
         "test-reliability.png",
-        "ais-ess.png",
+        "ais-path.png",
+        "test-extremes.png",
         *(f"ood-{name}.png" for name in SETS),
     }
     model = JEM.load_from_checkpoint(folder / "checkpoints" / "model.ckpt", weights_only=True)
@@ -41,13 +43,23 @@ def test_digits_writes_metrics_figures_and_checkpoints(digits):
 
 
 @pytest.mark.slow
-def test_digits_prints_both_models_and_the_energies(digits):
-    _, printed = digits
-    line = next(line for line in printed.splitlines() if line.startswith("ood/transposed/auroc"))
-    assert len(line.split()) == 4
+def test_digits_prints_all_models_and_where_the_results_are(digits):
+    folder, printed = digits
+    lines = printed.splitlines()
+    line = next(line for line in lines if line.split()[:2] == ["transposed", "↑"])
+    assert len(line.split()) == 5
     assert "class histograms" in printed
-    assert "train/energy_pos=" in printed
-    assert "train/energy_neg=" in printed
+    assert any(line.endswith(f"logs are in {folder.resolve()}") for line in lines)
+    for name in ("the density, a JEM", "the classifier, without", "the cold model, a JEM"):
+        assert sum(line.startswith(f"Training {name}") for line in lines) == 1
+
+
+@pytest.mark.slow
+def test_progress_bars_fit_100_columns_and_show_the_validation_accuracy(digits):
+    """Without the bar, whose width tqdm adapts."""
+    bars = [part for part in re.split("[\r\n]", digits[1]) if part.startswith("Epoch") and "val/accuracy=" in part]
+    assert bars
+    assert all(len(re.sub(r"\|[^|]*\|", "||", bar)) < 95 for bar in bars)
 
 
 @pytest.mark.slow

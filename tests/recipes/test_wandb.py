@@ -1,37 +1,16 @@
 """What a run logs to W&B, read from the records of an offline run."""
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
 
 from tests.recipes.conftest import AIS, run as run_recipe
 
+pytest.importorskip("wandb")
+from tests.wandb_records import Record, key, records, summary
+
 pytestmark = pytest.mark.slow
-BLOCK, HEADER = 32_768, 7
-
-
-def records(path: Path) -> Iterator[Record]:
-    """The records in a run's log: after a 7-byte header, LevelDB's framing (crc, length, kind; blocks of 32 KiB)."""
-    data, at, whole = path.read_bytes(), HEADER, b""
-    while at + HEADER <= len(data):
-        if BLOCK - at % BLOCK < HEADER:
-            at += BLOCK - at % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
-        whole += data[at + HEADER : at + HEADER + length]
-        at += HEADER + length
-        if kind in (1, 4):  # a full record, or the last part of one
-            yield Record.FromString(whole)
-            whole = b""
-
-
-def key(item: Any) -> str:
-    return item.key or ".".join(item.nested_key)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +21,7 @@ def run(tmp_path_factory) -> tuple[Path, list[Record]]:
     done = run_recipe(folder, "digits.py", *few, "--logger", "wandb", "--log_checkpoint", "true")
     assert done.returncode == 0, done.stderr
     (offline,) = (folder / "out" / "wandb").glob("offline-run-*")
+    assert [path.name for path in folder.iterdir()] == ["out"], "nothing is written to the working directory"
     return offline, list(records(next(offline.glob("*.wandb"))))
 
 
@@ -69,14 +49,48 @@ def test_metrics_have_their_names(run):
     assert logged >= {
         "train/loss", "train/loss_clf", "train/loss_gen", "train/energy_pos", "train/energy_neg",
         "test/accuracy", "test/nll", "test/ece", "ood/noise/auroc", "ood/transposed/auroc",
-        "ais/log_z", "ais/std_err", "ais/ess", "ais/bits_per_dim",
+        "ais/log_z", "ais/std_err", "ais/ess", "ais/bits_per_dim", "test/accuracy_std_err",
+        "val/accuracy", "val/nll", "chains/energy_gap", "chains/acceptance", "chains/step_size", "comparison._type",
     }  # fmt: skip
+
+
+def test_one_key_has_one_kind(run):
+    """A number and an image under one name would replace each other."""
+    _, log = run
+    items = [item for r in log for item in r.history.item]
+    numbers = {key(item) for item in items if isinstance(json.loads(item.value_json), int | float)}
+    others = {key(item).rpartition(".")[0] for item in items if key(item).endswith("._type")}
+    assert others
+    assert not numbers & others
+
+
+def test_runs_are_named_grouped_and_tagged(run):
+    _, log = run
+    (described, *_) = [r.run for r in log if r.run.display_name]
+    assert (described.display_name, described.run_group) == ("out-density", "out")
+    assert list(described.tags) == ["digits", "density"]
+
+
+def test_the_config_says_which_run_it_was(run):
+    _, log = run
+    updates = [item for r in log for item in [*r.config.update, *r.run.config.update]]
+    config = {key(item): json.loads(item.value_json) for item in updates}
+    assert config["data"]["class_path"] == "ebm_lightning.data.digits.Digits"
+    expected = {"seed": 0, "batch_size": 128, "max_epochs": 2, "precision": "32-true"}
+    assert {name: config[name] for name in expected} == expected
+    assert not [name for name in config if name.startswith("_") and name != "_wandb"]
+
+
+def test_the_summary_has_the_verdict_on_log_z(run):
+    _, log = run
+    verdict = summary(log)["ais/verdict"]
+    assert "log Z is reliable" in verdict or "raise" in verdict
 
 
 def test_figures_are_images(run):
     offline, log = run
     files = {key(item): json.loads(item.value_json) for r in log for item in r.history.item if "filenames" in key(item)}
-    for name in ("samples/unconditional", "test/reliability", "ood/noise", "ais/ess"):
+    for name in ("samples/unconditional", "test/reliability", "ood/noise", "ais/path", "test/extremes"):
         (path,) = files[f"{name}.filenames"]
         assert (offline / "files" / path).stat().st_size > 500
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ebm_lightning.evaluation.measurements import Measurements
+from ebm_lightning.evaluation.names import model_names
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.supports import Density
 from ebm_lightning.supports.density import FittedDensity
@@ -19,14 +20,14 @@ def evaluation_facts(
     """What was evaluated, on which data, and with which settings.
 
     Arguments:
-        models: The models by name.
+        models: The models by key.
         data: The data module or the loader of test images.
         measurements: What was measured.
         metrics: Metrics of the evaluation, for counts.
     """
-    s = measurements.settings
+    s, names = measurements.settings, model_names(models)
     return [
-        f"{'. '.join(f'{name.capitalize()}: {_model(model)}' for name, model in models.items())}.",
+        f"{'. '.join(_model(key, model, names[key]) for key, model in models.items())}.",
         *_different_networks(models),
         f"Data: all {metrics['test/images']:.0f} test images of {_data(data)}, unless a smaller number is stated. Then "
         "they are evenly spaced over the test images.",
@@ -37,9 +38,10 @@ def evaluation_facts(
     ]
 
 
-def _model(model: ConditionalEBM) -> str:
-    parameters = sum(p.numel() for p in model.classifier.parameters())
-    return f"{type(model).__name__} of {type(model.classifier).__name__} with {parameters:,} parameters"
+def _model(key: str, model: ConditionalEBM, name: str) -> str:
+    parameters, kind = sum(p.numel() for p in model.classifier.parameters()), type(model).__name__
+    called = "" if name == kind else f", called '{name}' below"
+    return f"{key.capitalize()}: {kind} of {type(model.classifier).__name__} with {parameters:,} parameters{called}"
 
 
 def _different_networks(models: Mapping[str, ConditionalEBM]) -> list[str]:

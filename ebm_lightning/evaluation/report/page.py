@@ -5,9 +5,12 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Better = Literal["higher", "lower", "neither"]
+from ebm_lightning.evaluation.report.style import STYLE
+from ebm_lightning.evaluation.report.verdict import Verdict
+
+CLASSES = {"better": "better", "worse": "worse", "mixed": "doubt", "not to be trusted": "doubt"}
 
 
 class Cell(NamedTuple):
@@ -18,17 +21,19 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of cells. The first column holds the names of the rows."""
+    """Rows of cells. The first column holds the names of the rows; ``caption`` says what the values are."""
 
+    caption: str
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
 class Picture(NamedTuple):
-    """A PNG file and its caption."""
+    """A PNG file, its caption, and what is seen, for readers who do not see it."""
 
     path: Path
     caption: str
+    alt: str
 
 
 class Section(NamedTuple):
@@ -41,37 +46,28 @@ class Section(NamedTuple):
     columns: int = 2
 
 
-def compare(values: Sequence[float | None], better: Better = "neither", digits: int = 4) -> list[Cell]:
-    """A cell for each value; a dash for None.
-
-    Of two or more values, the best is marked, and also every value that is displayed as the same number.
-    """
-    known = [v for v in values if v is not None and not math.isnan(v)]
-    best = None if better == "neither" or len(known) < 2 else (max if better == "higher" else min)(known)
-    shown = [None if v is None else _shown(v, digits) for v in values]
-    return [Cell("-") if s is None else Cell(s, best is not None and s == _shown(best, digits)) for s in shown]
-
-
-def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
+def page(title: str, facts: Sequence[str], sections: Sequence[Section], verdicts: Sequence[Verdict] = ()) -> str:
     """The page as HTML.
 
     Arguments:
         title: Title of the page.
-        facts: Lines under the title: the models, the data and the settings.
+        facts: Lines on the models, the data and the settings.
         sections: Sections in order. One without tables and pictures is a note.
+        verdicts: What was found, on top of the page.
     """
     lines = "".join(f"<li>{html.escape(fact)}</li>" for fact in facts)
     links = " · ".join(f'<a href="#s{i}">{html.escape(s.heading)}</a>' for i, s in enumerate(sections))
     body = "".join(_section(i, section) for i, section in enumerate(sections))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1><ul>{lines}</ul>"
-        f"<nav>{links}</nav>{body}</main></body></html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>{_verdicts(verdicts)}"
+        f'<ul class="facts">{lines}</ul><nav aria-label="Sections">{links}</nav>{body}</main></body></html>\n'
     )
 
 
-def _shown(value: float, digits: int) -> str:
+def shown(value: float, digits: int = 4) -> str:
     """``value`` with ``digits`` decimals, fewer for large numbers."""
     size = abs(value)
     if size >= 1e5 and math.isfinite(value):
@@ -79,6 +75,27 @@ def _shown(value: float, digits: int) -> str:
     if digits > 3 and 0 < size < 0.5 * 10**-digits:  # 0.0000 would claim that a standard error is 0
         return f"{value:.1e}"
     return f"{value:.{digits if size < 10 else min(digits, 2) if size < 1000 else 0}f}"
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> str:
+    if not verdicts:
+        return ""
+    items = "".join(
+        f'<li><strong>{html.escape(v.topic)}</strong><span class="word {CLASSES.get(v.word, "")}">'
+        f"{html.escape(v.word)}</span> {html.escape(v.text)}</li>"
+        for v in verdicts
+    )
+    return (
+        f'<section id="verdict"><h2>Verdict</h2><p>{html.escape(READING)}</p>'
+        f'<ul class="verdicts">{items}</ul></section>'
+    )
+
+
+READING = (
+    "Errors are 95 % intervals from the number of images, samples and chains; they do not contain what another seed of "
+    "training would change. Better and worse speak of the first model, and mean by more than the error of the "
+    "difference on the same images."
+)
 
 
 def _section(number: int, section: Section) -> str:
@@ -91,40 +108,26 @@ def _section(number: int, section: Section) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
-    rows = "".join(f"<tr><th>{html.escape(name)}</th>{''.join(map(_cell, cells))}</tr>" for name, cells in table.rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in table.rows
+    )
+    name = html.escape(table.caption)
+    return (
+        f'<div class="table" tabindex="0" role="region" aria-label="{name}"><table><caption>{name}</caption>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _cell(cell: Cell) -> str:
-    return f"<td{' class=best' if cell.best else ''}>{html.escape(cell.text)}</td>"
+    best = ' class="best"' if cell.best else ""
+    note = ' <span aria-label="best">★</span>' if cell.best else ""
+    return f"<td{best}>{html.escape(cell.text)}{note}</td>"
 
 
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.path.read_bytes()).decode()
-    caption = html.escape(picture.caption)
     return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+        f'<figure><img alt="{html.escape(picture.alt)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
     )
-
-
-STYLE = """
-body { margin: 0; background: #f6f7f9; color: #1d2530; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 24px; }
-h1 { font-size: 28px; margin: 12px 0; }
-h2 { font-size: 20px; margin: 0 0 4px; }
-ul { margin: 0 0 12px; padding-left: 20px; color: #4a5565; font-size: 14px; }
-nav { margin-bottom: 20px; font-size: 14px; } a { color: #1f5fbf; text-decoration: none; }
-section { background: #fff; border: 1px solid #e2e6ec; border-radius: 8px; padding: 18px 22px; margin-bottom: 18px; }
-section p { margin: 0 0 14px; color: #4a5565; max-width: 80ch; }
-.tables { display: flex; flex-wrap: wrap; gap: 18px 40px; align-items: flex-start; }
-.pictures { display: grid; gap: 14px; margin-top: 14px; }
-.c2 { grid-template-columns: repeat(2, minmax(0, 560px)); } .c4 { grid-template-columns: repeat(4, 1fr); }
-@media (max-width: 800px) { .c4 { grid-template-columns: repeat(2, 1fr); } }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 12px; border-bottom: 1px solid #e9ecf1; text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; font-weight: 500; } thead th { color: #66707f; font-weight: 600; }
-td.best { font-weight: 700; color: #0b6b3a; }
-figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
-figcaption { font-size: 13px; color: #66707f; }
-"""

@@ -1,0 +1,35 @@
+"""Reads what an offline run of W&B has recorded."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+BLOCK, HEADER = 32_768, 7
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The records in a run's log: after a 7-byte header, LevelDB's framing (crc, length, kind; blocks of 32 KiB)."""
+    data, at, whole = path.read_bytes(), HEADER, b""
+    while at + HEADER <= len(data):
+        if BLOCK - at % BLOCK < HEADER:
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
+        whole += data[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def key(item: Any) -> str:
+    return item.key or ".".join(item.nested_key)
+
+
+def summary(log: list[Record]) -> dict[str, Any]:
+    """The summary of a run, by key."""
+    return {key(item): json.loads(item.value_json) for r in log for item in r.summary.update}
