@@ -2,8 +2,12 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+EXTRAS = {"matplotlib": "images", "torchvision": "images", "sklearn": "recipes"}
+"""The extra of this package that installs each optional package."""
 
 
 def lazy_exports(
@@ -11,7 +15,8 @@ def lazy_exports(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """The ``__getattr__`` and ``__dir__`` (PEP 562) and the ``__all__`` of a package with lazy imports.
 
-    Submodules resolve too: ``package.module`` works without ``import package.module``.
+    Submodules resolve too: ``package.module`` works without ``import package.module``. If an optional package is
+    missing, the error of a name that needs it says how to install it.
 
     Arguments:
         package: The package's ``__name__``.
@@ -23,8 +28,9 @@ def lazy_exports(
         module = f"{package}.{owner.get(name, name)}"
         if name not in owner and (name.startswith("_") or importlib.util.find_spec(module) is None):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        loaded = importlib.import_module(module)
-        value = getattr(loaded, name) if name in owner else loaded
+        with optional_packages(f"{package}.{name}"):
+            loaded = importlib.import_module(module)
+            value = getattr(loaded, name) if name in owner else loaded
         setattr(sys.modules[package], name, value)  # Python then finds it without calling this function
         return value
 
@@ -32,3 +38,20 @@ def lazy_exports(
         return sorted({*vars(sys.modules[package]), *owner})
 
     return get, names, sorted(owner)
+
+
+@contextmanager
+def optional_packages(user: str) -> Iterator[None]:
+    """Make the error of a missing optional package say that ``user`` needs it, and how to install it.
+
+    Raises:
+        ModuleNotFoundError: An import within the context failed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in EXTRAS or "pip install" in str(error):
+            raise
+        remedy = f'pip install "ebm_lightning[{EXTRAS[missing]}]"'
+        raise ModuleNotFoundError(f"{user} needs {missing}: {remedy}", name=missing) from error

@@ -1,6 +1,7 @@
 """Data flows one way: each layer imports only from those to its left, and the core imports torch only."""
 
 import ast
+import os
 import resource
 import statistics
 import subprocess
@@ -8,16 +9,29 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 PACKAGE = Path(__file__).parent.parent / "ebm_lightning"
-CORE = ("checks", "supports", "coordinates", "energies", "rng", "networks", "rbm", "samplers", "chains", "partition")
+CORE = (
+    "checks",
+    "contracts",
+    "supports",
+    "coordinates",
+    "energies",
+    "rng",
+    "networks",
+    "rbm",
+    "samplers",
+    "chains",
+    "partition",
+)
 PACKAGES = {
     **{name: {"torch"} for name in CORE},
     "_lazy": set(),
     "evaluation": {"torch", "torchmetrics"},
     "resume": {"torch", "lightning", "numpy"},
     "modules": {"torch", "lightning", "torchmetrics", "numpy"},
-    "callbacks": {"torch", "lightning", "torchmetrics", "torchvision", "matplotlib"},
+    "callbacks": {"torch", "lightning", "torchmetrics", "torchvision", "matplotlib", "tqdm"},
     "data": {"torch", "torchdata", "lightning", "torchvision", "numpy", "sklearn"},
     "protocol": {"torch", "lightning", "tqdm", "wandb"},
 }
@@ -25,11 +39,12 @@ PACKAGES = {
 LEFT_TO_RIGHT = {
     "_lazy": set(),
     "checks": set(),
+    "contracts": set(),
     "rng": set(),
     "networks": {"checks"},
     "supports": {"checks"},
     "coordinates": {"checks", "supports"},
-    "energies": {"checks", "coordinates", "supports"},
+    "energies": {"checks", "contracts", "coordinates", "supports"},
     "rbm": {"checks", "supports"},
     "samplers": {"checks", "rbm", "energies", "supports"},
     "chains": {"checks", "samplers", "supports"},
@@ -37,8 +52,8 @@ LEFT_TO_RIGHT = {
     "evaluation": {"_lazy", "checks", "coordinates", "energies", "rng", "samplers", "supports", "protocol"},
     "resume": {"chains", "checks", "rng", "supports"},
     "modules": {*CORE, "resume"},
-    "data": {"checks", "supports", "rng"},
-    "callbacks": {*CORE, "evaluation", "modules"},
+    "data": {"_lazy", "checks", "supports", "rng"},
+    "callbacks": {*CORE, "_lazy", "evaluation", "modules"},
     "protocol": {*CORE, "evaluation", "modules", "callbacks", "data"},
 }
 MEASURES = {
@@ -49,6 +64,8 @@ MEASURES = {
     "features",
     "two_samples",
     "closed_form",
+    "error_bars",
+    "names",
     "__init__",
 }  # of evaluation/, left of callbacks
 LAZY = {"sklearn", "wandb", "tqdm"}  # optional: imported inside functions
@@ -112,6 +129,37 @@ assert ais(energy, box, temperatures=2, num_chains=20).log_z < 10
 assert "JEM" in dir(ebm_lightning)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_training_needs_no_optional_package(tmp_path):
+    """In an environment without them, a JEM trains on tensors, and names that draw say what to install."""
+    optional = ("torchvision", "matplotlib", "scikit_learn", "sklearn", "wandb", "tensorboard", "zuko", "jsonargparse")
+    for path in Path(torch.__file__).parent.parent.iterdir():
+        if not path.name.startswith((*optional, "__editable__")):
+            (tmp_path / path.name).symlink_to(path)
+    code = """
+import ebm_lightning, lightning as L, torch, warnings
+from ebm_lightning import JEM, SGLD, Box, ChainDiagnostics, DivergenceGuard, ReplayBuffer
+from ebm_lightning.networks import MLP
+warnings.simplefilter("ignore")
+data = torch.utils.data.TensorDataset(torch.rand(32, 2), torch.arange(32) % 2)
+model = JEM(MLP(2, 2, (4,)), 2, Box(-1, 1, (2,)), SGLD.jem(1), ReplayBuffer(32))
+options = dict(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+trainer = L.Trainer(callbacks=[ChainDiagnostics(1), DivergenceGuard()], **options)
+trainer.fit(model, torch.utils.data.DataLoader(data, 16))
+trainer.test(model, torch.utils.data.DataLoader(data, 16), verbose=False)
+
+def error(action):
+    try:
+        action()
+    except ModuleNotFoundError as error:
+        return str(error)
+
+assert error(lambda: ebm_lightning.AISLogZ).endswith('needs matplotlib: pip install "ebm_lightning[images]"')
+assert error(lambda: ebm_lightning.data.Digits().setup()).endswith('sklearn: pip install "ebm_lightning[recipes]"')
+"""
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{PACKAGE.parent}"}
+    subprocess.run([sys.executable, "-S", "-W", "ignore", "-c", code], check=True, env=environment, cwd=tmp_path)
 
 
 def cpu_seconds(code: str) -> float:

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from ebm_lightning._lazy import optional_packages
 from ebm_lightning.checks import check_integer
 from ebm_lightning.data.augmentation import affine
 from ebm_lightning.data.dequantization import Dequantized, dequantize
@@ -60,8 +61,9 @@ class Digits(L.LightningDataModule):
         self.split_seed = split_seed
 
     def setup(self, stage: str | None = None) -> None:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
+        with optional_packages("Digits"):
+            from sklearn.datasets import load_digits
+            from sklearn.model_selection import train_test_split
 
         images, labels = load_digits(return_X_y=True)
         levels, y = torch.from_numpy(images).float().view(-1, 1, 8, 8), torch.from_numpy(labels).long()

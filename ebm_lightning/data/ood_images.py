@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from ebm_lightning._lazy import optional_packages
 from ebm_lightning.data.dequantization import dequantize
 from ebm_lightning.data.image_arrays import array_source
 from ebm_lightning.data.sources import SOURCES, MissingImages, Source
@@ -103,7 +104,8 @@ def _image_box(like: Support) -> Box:
 
 def _convert(levels: Tensor, box: Box) -> Tensor:
     """``levels``, uint8 of shape (N, C, H, W), with the channels and size of the box."""
-    from torchvision.transforms import functional as F
+    with optional_packages("ood_images"):
+        from torchvision.transforms import functional as F
 
     channels, *size = box.shape
     if levels.shape[1] > channels:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ebm_lightning._lazy import optional_packages
+
 Split = Literal["train", "test"]
 
 # What readers raise for a file that is truncated or is something else.
@@ -119,7 +121,8 @@ def _unpacked(path: Path) -> Path:
 
 def _torchvision(name: str) -> Any:
     """The data set class of that name. torchvision is imported late, because only a few sources need it."""
-    from torchvision import datasets
+    with optional_packages(name):
+        from torchvision import datasets
 
     return getattr(datasets, name)
 
@@ -147,7 +150,8 @@ def _fetch_svhn(root: Path) -> None:
 
 
 def _read_omniglot(root: Path, split: Split) -> tuple[Tensor, Tensor]:
-    from torchvision.transforms.functional import pil_to_tensor
+    with optional_packages("Omniglot"):
+        from torchvision.transforms.functional import pil_to_tensor
 
     images, labels = zip(*_torchvision("Omniglot")(root, background=split == "train"), strict=True)
     # Invert: Omniglot has black strokes on white, MNIST white on black.
