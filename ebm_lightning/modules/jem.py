@@ -21,7 +21,7 @@ from ebm_lightning.modules.lr_schedules import LRSchedulerCallable, OptimizerCal
 from ebm_lightning.modules.precompute_gradient import differs_in_training, precompute_gradient
 from ebm_lightning.resume.hparams import rebuild
 from ebm_lightning.rng import make_generator
-from ebm_lightning.samplers import SGLD, Adaptation, BlockGibbs, Compute, Sampler, eval_mode
+from ebm_lightning.samplers import SGLD, Adaptation, BlockGibbs, Compute, NoiseRefresh, Sampler, eval_mode
 from ebm_lightning.samplers.adaptation import AdaptedSampler
 from ebm_lightning.supports import Support
 
@@ -254,7 +254,7 @@ class JEM(ConditionalEBM):
         super().prepare_fit()
 
     def _chains_follow_gradients(self) -> bool:
-        return bool(self.running_chains()) and not isinstance(self.sampler, BlockGibbs)
+        return bool(self.running_chains()) and not isinstance(self.sampler, BlockGibbs | NoiseRefresh)
 
     def place_chains(self) -> None:
         for name, chains in self.running_chains().items():
