@@ -116,8 +116,8 @@ def make_model(options: Options, joint: bool) -> JEM:
     """The joint model, or with a generative weight of 0 the plain classifier."""
     box = options.data.support
     network = StridedConvNet(box.shape, options.data.num_classes, options.width, options.dropout)
-    torch.nn.init.zeros_(network.layers[-1].weight)
-    torch.nn.init.zeros_(network.layers[-1].bias)
+    for parameter in network.layers[-1].parameters():
+        torch.nn.init.zeros_(parameter)  # the model begins as its reference density
     reference = AutoregressiveDensity(box, options.data.num_levels, bins=options.bins, epochs=options.reference_epochs)
     return JEM(
         network,

@@ -9,8 +9,9 @@ import json
 import math
 import statistics
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -46,21 +47,23 @@ def main(
         shrinkage: Of the covariance of each class towards the average, in its reference density.
         output: New or empty folder for the results.
     """
-    folder, results = results_folder(output, "tables"), {name: {} for name in names}
+    folder = results_folder(output, "tables")
+    results: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    sources: dict[str, Callable[..., Any]] = {"cancer": load_breast_cancer, "wine": load_wine, "series": waves}
     warnings.filterwarnings("ignore", ".*(many workers|LeafSpec|logging interval|val_dataloader).*")
     for name, seed in tqdm([(name, seed) for name in names for seed in range(seeds)]):
         L.seed_everything(seed, verbose=False)
-        x, y = {"cancer": load_breast_cancer, "wine": load_wine, "series": waves}[name](return_X_y=True)
-        x, y = torch.as_tensor(x).float(), torch.as_tensor(y).long()
+        columns, classes = sources[name](return_X_y=True)
+        x, y = torch.as_tensor(columns).float(), torch.as_tensor(classes).long()
         train, val, test = torch.randperm(len(x)).tensor_split([int(0.7 * len(x)), int(0.8 * len(x))])
         x = (x - x[train].mean(0)) / x[train].std(0)
         rows = val if split == "val" else test
         values = closed_forms(x[train], x[rows]) | joint(x[train], y[train], x[rows], y[rows], max_steps, shrinkage)
         for key, value in values.items():
             results[name].setdefault(key, []).append(value)
-    for name, values in results.items():
-        print(f"\n{name:28} mean over {seeds} splits, standard error")
-        for key, numbers in values.items():
+    for title, table in results.items():
+        print(f"\n{title:28} mean over {seeds} splits, standard error")
+        for key, numbers in table.items():
             error = statistics.stdev(numbers) / math.sqrt(seeds) if seeds > 1 else math.nan
             print(f"{key:28} {statistics.mean(numbers):10.3f} {error:8.3f}")
     (folder / "metrics.json").write_text(json.dumps(results, indent=2))
@@ -87,7 +90,7 @@ def joint(train: Tensor, labels: Tensor, rows: Tensor, y: Tensor, max_steps: int
     shape, num_classes = train.shape[1:], int(labels.max()) + 1
     optimizer = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=1.0)
     model = ebm.JEM(
-        MLP(*shape, num_classes, (64, 64)),
+        MLP(shape[0], num_classes, (64, 64)),
         num_classes,
         ebm.Euclidean(shape, reference=ebm.ClassGaussians(ridge=0.03, shrinkage=shrinkage)),
         ebm.ReferenceJumps(ebm.MALA(0.3, steps=5)),
@@ -98,8 +101,14 @@ def joint(train: Tensor, labels: Tensor, rows: Tensor, y: Tensor, max_steps: int
         adaptation=ebm.Adaptation(),
     )
     loader = DataLoader(TensorDataset(train, labels), min(100, len(train)), shuffle=True, drop_last=True)
-    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    L.Trainer(max_steps=max_steps, max_epochs=-1, enable_checkpointing=False, **options).fit(model, loader)
+    L.Trainer(
+        max_steps=max_steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(model, loader)
     model.eval()
     log_z = model.estimate_log_z(rows, temperatures=100, num_chains=500)
     with torch.no_grad():

@@ -30,7 +30,7 @@ PACKAGES = {
     "_lazy": set(),
     "evaluation": {"torch", "torchmetrics"},
     "resume": {"torch", "lightning", "numpy"},
-    "modules": {"torch", "lightning", "torchmetrics", "numpy"},
+    "modules": {"torch", "lightning", "torchmetrics", "numpy", "tqdm"},
     "callbacks": {"torch", "lightning", "torchmetrics", "torchvision", "matplotlib", "tqdm"},
     "data": {"torch", "torchdata", "lightning", "torchvision", "numpy", "sklearn"},
     "protocol": {"torch", "lightning", "tqdm", "wandb"},

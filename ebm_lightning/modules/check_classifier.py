@@ -36,12 +36,12 @@ def check_classifier(energy: JointEnergy, x: Tensor, *, in_chains: bool) -> None
         logits = energy.logits(rows.requires_grad_(in_chains))
         if not torch.equal(rows.detach(), before):
             raise changes_input(energy.classifier)
-        _check_range(logits.detach(), energy)
+        _check_range(logits.detach(), rows.detach(), energy)
         if in_chains:
             _check_gradient(logits, rows, energy.classifier)
 
 
-def _check_range(logits: Tensor, energy: JointEnergy) -> None:
+def _check_range(logits: Tensor, x: Tensor, energy: JointEnergy) -> None:
     name = type(energy.classifier).__name__
     advice = f"Drop the last layer of {name}: the loss and the energy apply softmax by themselves"
     if logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 1e-3:
@@ -49,7 +49,7 @@ def _check_range(logits: Tensor, energy: JointEnergy) -> None:
     # A reference density leaves something of p(x), as for ClassGaussians, which has no weights to train.
     flat = energy.support.constant or energy.support.log_mass == math.inf
     useless = flat or any(p.requires_grad for p in energy.classifier.parameters())
-    if useless and logits.logsumexp(1).abs().max() < 1e-4:
+    if useless and logits.logsumexp(1).abs().max() < 1e-4 and not _logsumexp_is_trained(energy, x):
         raise ValueError(
             "'classifier' should return logits, got log-probabilities, with a logsumexp of 0 for every x: E(x) would "
             f"not depend on x. {advice}."
@@ -61,6 +61,21 @@ def _check_range(logits: Tensor, energy: JointEnergy) -> None:
             "could only vary by 1. Drop it.",
             stacklevel=2,
         )
+
+
+def _logsumexp_is_trained(energy: JointEnergy, x: Tensor) -> bool:
+    """Whether the logsumexp depends on the weights, as for log-probabilities plus a network that begins at 0."""
+    weights = [p for p in energy.classifier.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        logits = energy.logits(x)
+        if not weights or not logits.requires_grad:
+            return False
+        gradients = [
+            torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+            for value in (logits.logsumexp(1).sum(), logits[:, 0].sum())
+        ]
+    of_logsumexp, of_logits = (max(float(g.abs().max()) for g in part if g is not None) for part in gradients)
+    return of_logsumexp > 1e-3 * of_logits
 
 
 def _check_gradient(logits: Tensor, x: Tensor, classifier: nn.Module) -> None:

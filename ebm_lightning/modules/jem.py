@@ -23,7 +23,7 @@ from ebm_lightning.resume.hparams import rebuild
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import SGLD, Adaptation, BlockGibbs, Compute, NoiseRefresh, Sampler, eval_mode
 from ebm_lightning.samplers.adaptation import AdaptedSampler
-from ebm_lightning.supports import Support
+from ebm_lightning.supports import Box, Support
 
 
 class JEM(ConditionalEBM):
@@ -223,6 +223,8 @@ class JEM(ConditionalEBM):
         with eval_mode(self.energy):
             logits = self.chain_energy.logits(u_neg)
         energy = -tilt_of(logits, y)
+        if isinstance(self.support, Box):  # a sampler that leaves it is at fault
+            energy = energy.masked_fill(~self.support.contains(u_neg), math.inf)
         if self.chain_step is not None:
             self.chain_step.energy_neg = energy.detach().mean()
         return precompute_gradient(self._l2(logits) - weight * energy.mean(), self.energy)

@@ -71,6 +71,7 @@ def test_points_outside_the_box_are_left_out():
     assert EnergyLandscape().metrics(seen)["gradient_far"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:'support' is the box")
 def test_a_saturating_energy_warns(tmp_path):
     """Most of the box is on the plateau, where chains start."""
     t = trainer(tmp_path, callbacks=[EnergyLandscape(1)])

@@ -205,7 +205,7 @@ class Deadly(Dataset[tuple[Tensor, Tensor]]):
             time.sleep(0.05)
             if self.checkpoint.exists():
                 os.kill(os.getpid(), signal.SIGKILL)
-        return torch.zeros(4), torch.tensor(0)
+        return torch.linspace(-1, 1, 4), torch.tensor(0)
 
 
 @pytest.mark.slow
