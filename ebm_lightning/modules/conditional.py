@@ -37,6 +37,7 @@ from ebm_lightning.modules.lr_schedules import (
 from ebm_lightning.modules.stored_values import StoredValues
 from ebm_lightning.resume.base import ResumableModule
 from ebm_lightning.resume.hparams import rebuild
+from ebm_lightning.resume.lightning_internals import attached_trainer
 from ebm_lightning.supports import Euclidean, Support
 
 Terms = dict[str, tuple[float, Tensor]]
@@ -213,7 +214,8 @@ class ConditionalEBM(ResumableModule):
         Raises:
             ValueError: As for :func:`~ebm_lightning.modules.check_classifier.check_classifier`.
         """
-        in_chains = self.trainer.training and self._chains_follow_gradients()
+        trainer = attached_trainer(self)
+        in_chains = (self.training if trainer is None else trainer.training) and self._chains_follow_gradients()
         if in_chains not in self._classifier_checked:
             if in_chains:
                 warn_of_empty_space(self.coordinates, self.running_chains().values(), x)
