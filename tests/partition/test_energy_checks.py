@@ -186,7 +186,7 @@ def test_a_steep_energy_is_precise_although_it_is_huge_at_the_proposal(seed):
             MLP(2, 1).double(),
             "should accept x in torch.float32, .* got weights in torch.float64. Convert the module by",
         ),
-        (lambda x, net=MLP(2, 3).bfloat16(): -net(x).logsumexp(1), "got weights in torch.bfloat16"),
+        (MLP(2, 1).bfloat16(), "got weights in torch.bfloat16"),
         (JointEnergy(MLP(2, 3), Box(-1, 1, (2,))), r"'support' should be that of the energy, Box\(-1, 1\)"),
         (0.5, "'energy' should be callable, got 0.5"),
     ],
