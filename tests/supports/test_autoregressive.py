@@ -128,11 +128,9 @@ def test_bins_are_about_equally_likely(bins: int) -> None:
     torch.testing.assert_close(again, x, atol=1e-4, rtol=0)
 
 
-def test_all_ranks_together_fit_as_one() -> None:
-    """The gradient is the mean over ranks: two ranks with the same images give the fit of one."""
-    alone, data = small(batch_size=16, epochs=1), images(64)
-    alone.fit([(data, torch.zeros(64))], 2)
-    ranks = [small(batch_size=16, epochs=1) for _ in range(2)]
+def on_two_ranks(data: list[Tensor]) -> list[AutoregressiveDensity]:
+    """Fits of two ranks, each with its own images."""
+    ranks = [small(batch_size=16, epochs=1) for _ in data]
     barrier, given = threading.Barrier(2), [torch.empty(0)] * 2
 
     def run(rank: int) -> None:
@@ -143,15 +141,27 @@ def test_all_ranks_together_fit_as_one() -> None:
             barrier.wait()
             return total
 
-        ranks[rank].fit([(data, torch.zeros(64))], 2, all_reduce)
+        ranks[rank].fit([(data[rank], torch.zeros(64))], 2, all_reduce)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for rank in ranks:
+    return ranks
+
+
+def test_two_ranks_with_the_same_images_fit_as_one() -> None:
+    alone, data = small(batch_size=16, epochs=1), images(64)
+    alone.fit([(data, torch.zeros(64))], 2)
+    for rank in on_two_ranks([data, data]):
         torch.testing.assert_close(rank.log_prob(data), alone.log_prob(data), atol=1e-3, rtol=0)
+
+
+def test_two_ranks_with_different_images_get_the_same_fit() -> None:
+    first, second = on_two_ranks([images(64), -images(64)])
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, second.state_dict()[name])
 
 
 def test_it_is_part_of_the_state_and_keeps_its_precision(density: AutoregressiveDensity) -> None:
