@@ -175,7 +175,7 @@ def make_callbacks(name: Literal["jem", "baseline"], folder: Path) -> list[Callb
 
 
 def evaluate_both(options: Options, folder: Path) -> None:
-    """Evaluate the two checkpoints and print their metrics, beside densities in closed form."""
+    """Evaluate the two checkpoints and print their metrics."""
     data = copy.deepcopy(options.data)
     data.augment, data.separate_batch_size = "none", None
     metrics = evaluate(

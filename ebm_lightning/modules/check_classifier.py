@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -12,10 +13,34 @@ from ebm_lightning.chains import Chains, DataInit
 from ebm_lightning.contracts import changes_input
 from ebm_lightning.coordinates import Coordinates, Identity
 from ebm_lightning.energies import JointEnergy
+from ebm_lightning.resume.lightning_internals import attached_trainer
 from ebm_lightning.samplers import eval_mode
 from ebm_lightning.supports import Box
 
 ROWS = 8  # of the batch that are looked at
+
+
+class FirstLook:
+    """Looks at a module's classifier once before training, and once more when chains begin to follow its gradients."""
+
+    def __init__(self) -> None:
+        self._seen: set[bool] = set()  # without chains, with chains
+
+    def __call__(self, module: Any, x: Tensor) -> None:
+        """Check the classifier of ``module`` on some rows of ``x``, if that is due.
+
+        Raises:
+            ValueError: As for :func:`check_classifier`.
+        """
+        trainer = attached_trainer(module)
+        training = module.training if trainer is None else trainer.training
+        in_chains = training and module.chains_follow_gradients()
+        if in_chains in self._seen:
+            return
+        if in_chains:
+            warn_of_empty_space(module.coordinates, module.running_chains().values(), x)
+        check_classifier(module.chain_energy, module.coordinates(x), in_chains=in_chains)
+        self._seen |= {in_chains, False}
 
 
 def check_classifier(energy: JointEnergy, x: Tensor, *, in_chains: bool) -> None:

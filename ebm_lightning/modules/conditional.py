@@ -25,7 +25,7 @@ from ebm_lightning.modules.batches import (
     split_batch,
     with_labels,
 )
-from ebm_lightning.modules.check_classifier import check_classifier, warn_of_empty_space
+from ebm_lightning.modules.check_classifier import FirstLook
 from ebm_lightning.modules.fit_coordinates import fit_coordinates
 from ebm_lightning.modules.fit_densities import fit_densities
 from ebm_lightning.modules.lr_schedules import (
@@ -37,7 +37,6 @@ from ebm_lightning.modules.lr_schedules import (
 from ebm_lightning.modules.stored_values import StoredValues
 from ebm_lightning.resume.base import ResumableModule
 from ebm_lightning.resume.hparams import rebuild
-from ebm_lightning.resume.lightning_internals import attached_trainer
 from ebm_lightning.supports import Euclidean, Support
 
 Terms = dict[str, tuple[float, Tensor]]
@@ -104,7 +103,7 @@ class ConditionalEBM(ResumableModule):
         support = rebuild(support, Support, "support") or (Euclidean() if coordinates is None else coordinates.codomain)
         self.energy = JointEnergy(rebuild(classifier, nn.Module, "classifier"), support, coordinates=coordinates)
         self.save_hyperparameters()
-        self._classifier_checked: set[bool] = set()  # without chains, with chains
+        self._first_look = FirstLook()
         self.num_classes: int = num_classes
         self.optimizer = rebuild(optimizer, torch.optim.Optimizer, "optimizer", partial=True)
         scheduler, self.lr_scheduler_config = schedule_and_config(lr_scheduler, lr_scheduler_config)
@@ -181,7 +180,8 @@ class ConditionalEBM(ResumableModule):
         """
         terms = self.loss_terms(*batch)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        if not (finite := torch.isfinite(loss)) & self._inside(*batch):  # accelerators are synchronized once, here
+        inside = torch.stack([self.domain.contains(x).all() for x in batch[::2]]).all()
+        if not (finite := torch.isfinite(loss)) & inside:  # accelerators are synchronized once, here
             self._check_again(*batch)
             if self.halts_on_divergence and not finite:
                 raise RuntimeError(self._divergence_message({name: value for name, (_, value) in terms.items()}))
@@ -208,29 +208,9 @@ class ConditionalEBM(ResumableModule):
         if y is not None:
             check_labels(y, len(x), self.num_classes, unlabeled=unlabeled)
 
-    def check_classifier(self, x: Tensor) -> None:
-        """Look once at what the classifier does with some rows of ``x``; again when training starts.
-
-        Raises:
-            ValueError: As for :func:`~ebm_lightning.modules.check_classifier.check_classifier`.
-        """
-        trainer = attached_trainer(self)
-        in_chains = (self.training if trainer is None else trainer.training) and self._chains_follow_gradients()
-        if in_chains not in self._classifier_checked:
-            if in_chains:
-                warn_of_empty_space(self.coordinates, self.running_chains().values(), x)
-            check_classifier(self.chain_energy, self.coordinates(x), in_chains=in_chains)
-            self._classifier_checked |= {in_chains, False}
-
-    def _chains_follow_gradients(self) -> bool:
+    def chains_follow_gradients(self) -> bool:
+        """Whether training moves chains along the gradient of the energy in x."""
         return False
-
-    def _inside(self, *batch: Tensor) -> Tensor:
-        """Whether all inputs of a training batch are in a bounded domain, a scalar on their device."""
-        contains = getattr(self.domain, "contains", None)
-        inputs = batch[::2]  # x, y, and perhaps x and y of the generative terms
-        inside = [contains(x).all() for x in inputs] if contains else [torch.ones_like(batch[0][:1], dtype=torch.bool)]
-        return torch.stack(inside).all()
 
     def _check_again(self, x: Tensor, y: Tensor, x_gen: Tensor | None = None, y_gen: Tensor | None = None) -> None:
         """Check a batch that is outside or gave an infinite loss: accelerators checked the first batch only."""
@@ -277,7 +257,7 @@ class ConditionalEBM(ResumableModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         arguments = self.training_batch(batch, batch_idx)
-        self.check_classifier(arguments[0])
+        self._first_look(self, arguments[0])
         loss, terms = self.compute_loss(*arguments)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/loss_{name}": value for name, (_, value) in terms.items()})
@@ -294,7 +274,7 @@ class ConditionalEBM(ResumableModule):
         x, _ = self.inputs_and_labels(batch)
         if x.device.type == "cpu" or batch_idx == 0:
             self.check_batch(x)
-        self.check_classifier(x)
+        self._first_look(self, x)
         return self._outputs(x)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -305,7 +285,7 @@ class ConditionalEBM(ResumableModule):
         x, y = self.inputs_and_labels(batch)
         if x.device.type == "cpu" or batch_idx == 0:
             self.check_batch(x, y)
-        self.check_classifier(x)
+        self._first_look(self, x)
         outputs = self._outputs(x)
         if not torch.isfinite(outputs["energy"]).all():  # accelerators checked the first batch only
             self.check_batch(x, y)

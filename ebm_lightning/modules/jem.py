@@ -23,7 +23,7 @@ from ebm_lightning.resume.hparams import rebuild
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import SGLD, Adaptation, BlockGibbs, Compute, NoiseRefresh, Sampler, eval_mode
 from ebm_lightning.samplers.adaptation import AdaptedSampler
-from ebm_lightning.supports import Box, Support
+from ebm_lightning.supports import Support
 
 
 class JEM(ConditionalEBM):
@@ -134,7 +134,7 @@ class JEM(ConditionalEBM):
 
     @property
     def sampler(self) -> Sampler:
-        """Moves the chains, with the adapted step size. Setting it starts the adaptation anew."""
+        """Moves the chains, with the adapted step size. Setting it restarts the adaptation."""
         return self.adapted_sampler.current
 
     @sampler.setter
@@ -223,8 +223,7 @@ class JEM(ConditionalEBM):
         with eval_mode(self.energy):
             logits = self.chain_energy.logits(u_neg)
         energy = -tilt_of(logits, y)
-        if isinstance(self.support, Box):  # a sampler that leaves it is at fault
-            energy = energy.masked_fill(~self.support.contains(u_neg), math.inf)
+        energy = energy.masked_fill(~self.support.contains(u_neg), math.inf)  # a sampler that leaves it is at fault
         if self.chain_step is not None:
             self.chain_step.energy_neg = energy.detach().mean()
         return precompute_gradient(self._l2(logits) - weight * energy.mean(), self.energy)
@@ -255,7 +254,7 @@ class JEM(ConditionalEBM):
             )
         super().prepare_fit()
 
-    def _chains_follow_gradients(self) -> bool:
+    def chains_follow_gradients(self) -> bool:
         return bool(self.running_chains()) and not isinstance(self.sampler, BlockGibbs | NoiseRefresh)
 
     def place_chains(self) -> None:

@@ -1,10 +1,10 @@
 """Learning-rate schedules: how a module's schedule is stepped, and the one of JEM and its successors."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -52,7 +52,7 @@ def configure_optimizers(
                 "'lr_scheduler_config' should name what ReduceLROnPlateau monitors, got no 'monitor'. Pass "
                 "lr_scheduler_config={'monitor': 'val/nll'}, or 'train/loss' without validation."
             )
-    return {"optimizer": made, "lr_scheduler": {"scheduler": schedule} | settings}  # type: ignore[return-value]
+    return {"optimizer": made, "lr_scheduler": cast(LRSchedulerConfigType, {"scheduler": schedule} | settings)}
 
 
 def schedule_and_config(scheduler: Any, config: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Annealing from a reference density that makes x from noise, by kernels that redraw a part of the noise."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +15,8 @@ from ebm_lightning.samplers.noise_refresh import refreshed
 from ebm_lightning.supports import Density
 from ebm_lightning.supports.density import InvertibleDensity, zero_gradient
 
-BEYOND = 0.1  # fraction of the data that chains have to reach
+BEYOND = 0.1  # fraction of the data that no chain reached
+ROWS = 250  # evaluated at once
 
 
 def from_noise(proposal: Density | None) -> InvertibleDensity | None:
@@ -38,8 +38,7 @@ class NoiseAnnealing(Annealing):
     def begin(
         self, x: Tensor, generator: torch.Generator, beta: float = 0.0, path_exponent: float = 1.0
     ) -> tuple[Tempered, Phase]:
-        u, log_q = self._reference.to_noise(x)
-        return Tempered(self.energy, self.proposal, beta, path_exponent), self._at(x, u, log_q)
+        return Tempered(self.energy, self.proposal, beta, path_exponent), self.at(x)
 
     def move(self, target: Tempered, phase: Phase, step: Move, generator: torch.Generator) -> tuple[Phase, Tensor]:
         assert isinstance(step, Tensor)
@@ -69,6 +68,10 @@ class NoiseAnnealing(Annealing):
         assert reference is not None
         return reference
 
+    def at(self, x: Tensor) -> Phase:
+        """Chains at ``x``, shape (N, *shape)."""
+        return self._at(x, *self._reference.to_noise(x))
+
     def _at(self, x: Tensor, u: Tensor, log_q: Tensor) -> Phase:
         if self.proposal is self.support:
             energy = -log_tilt(self.energy, self.support, x) - log_q
@@ -88,7 +91,7 @@ def tilt_evidence(estimate: LogZ, annealing: NoiseAnnealing, data: Tensor) -> st
         data: Points of the regions of interest, shape (N, *shape).
     """
     assert estimate.samples is not None
-    of_chains, of_data = (_tilt(annealing, x) for x in (estimate.samples, data))
+    of_chains, of_data = (_tilt(annealing, x.to(data.device)) for x in (estimate.samples, data))
     missed = float((of_data > of_chains.max()).double().mean())
     if missed < BEYOND:
         return ""
@@ -101,5 +104,5 @@ def tilt_evidence(estimate: LogZ, annealing: NoiseAnnealing, data: Tensor) -> st
 
 def _tilt(annealing: NoiseAnnealing, x: Tensor) -> Tensor:
     with torch.no_grad():
-        parts = [annealing.begin(part, torch.Generator())[1] for part in x.split(250)]
-    return torch.cat([-part.energy - part.log_q for part in parts]) if parts else x.new_zeros(0).fill_(-math.inf)
+        phases = [annealing.at(part) for part in x.split(ROWS)]
+    return torch.cat([-phase.energy - phase.log_q for phase in phases])

@@ -115,6 +115,7 @@ class ResumableModule(L.LightningModule):
         if ends_with_its_process(self.trainer):
             self._carried_ranks = self._rank_states()
 
+    # PyTorch declares overloads, which would have to be repeated here.
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As for LightningModule. At the end of ``ddp_spawn`` and ``ddp_fork`` it also takes chains to the parent."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)

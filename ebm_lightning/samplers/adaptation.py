@@ -76,7 +76,8 @@ class Adaptation:
         """
         if state.accepted is None:
             raise ValueError(
-                "'sampler' should accept or reject steps for an Adaptation, got one that does not. Use MALA or HMC."
+                "'sampler' should accept or reject steps for an Adaptation, got one that does not. Use MALA, HMC or "
+                "NoiseRefresh."
             )
         repeats, change = 0, float(state.accepted.float().mean()) - self.target
         limit = math.inf if self.max_gap is None else mean_energy(data) + self.max_gap

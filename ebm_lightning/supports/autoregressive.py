@@ -30,7 +30,7 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
     .. math:: q(x) = \prod_d q(x_d | x_1, ..., x_{d-1})
 
     Each factor is a histogram of gray levels, whose probabilities are the output of a small network that sees a window
-    of earlier pixels. All pixels share the network, but each has biases of its own. The density is uniform within a
+    of earlier pixels. All pixels share the network, but each has other biases. The density is uniform within a
     gray level, so images have to be dequantized. log q is exact, and samples are exact and independent.
 
     It is meant as the reference density of a joint energy model, ``Box(-1, 1, shape, reference=...)``: it knows what is
@@ -233,9 +233,12 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
         """Maximize the likelihood of the images by Adam, from fixed seeds. Arguments as for :class:`FittedDensity`.
 
         Raises:
-            ValueError: There are no images, or the loss is not finite.
+            ValueError: ``batches`` is empty, or the loss is not finite.
         """
-        levels = torch.cat([self.levels.level_of(x).flatten(2).to("cpu", torch.uint8) for x, _ in batches])
+        parts = [self.levels.level_of(x).flatten(2).to("cpu", torch.uint8) for x, _ in batches]
+        if not parts:
+            raise ValueError("'batches' should hold images to fit AutoregressiveDensity to, got none.")
+        levels = torch.cat(parts)
         self.levels.fit(all_reduce(torch.bincount(levels.flatten(), minlength=self.num_levels).double()))
         images, ranks = all_reduce(torch.tensor([float(len(levels)), 1.0])).tolist()
         steps = max(1, round(images / ranks * self.epochs / self.batch_size))

@@ -54,6 +54,10 @@ class Support(Density):
         """``x`` reflected, and the factor 1 or -1 for each component of the momentum, broadcastable to ``x``."""
         return self.reflect(x), torch.ones((), dtype=x.dtype, device=x.device)
 
+    def contains(self, x: Tensor) -> Tensor:
+        """Whether each row of ``x`` is inside the walls of the domain, shape (N,), bool."""
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+
     def clamp(self, x: Tensor) -> Tensor:
         """The nearest point of the domain. Exact kernels do not use it, because mass accumulates on the walls."""
         return x

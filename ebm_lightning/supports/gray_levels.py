@@ -11,8 +11,8 @@ from ebm_lightning.supports.exact_buffers import ExactBuffers
 class GrayLevels(ExactBuffers):
     """The gray levels between two walls, grouped into bins.
 
-    On an axis of its own, ``key``, each bin has length 1, and each level in it its share of the probability of the bin.
-    The whole part of a key is the number of the bin.
+    Points are also described by a ``key``: the number of their bin, plus the fraction of the bin's probability that is
+    below them.
 
     Arguments:
         low, high: Walls, in units of x.
@@ -43,7 +43,7 @@ class GrayLevels(ExactBuffers):
         self.features.copy_(torch.stack([ranks, torch.linspace(-1, 1, self.num_levels)], 1))
 
     def _bins(self, p: list[float]) -> Tensor:
-        """Bin of each level: it is full when it has its share of what earlier bins have left."""
+        """Bin of each level: a bin is full when it has an equal part of what earlier bins have left."""
         bin_of, k, filled, rest = [], 0, 0.0, 1.0
         for level, share in enumerate(p):
             bin_of.append(k)

@@ -191,5 +191,7 @@ def test_bad_arguments() -> None:
         AutoregressiveDensity(BOX, 300)
     with pytest.raises(RuntimeError, match="not fitted"):
         small().sample(2)
+    with pytest.raises(ValueError, match="'batches'"):
+        small().fit([], 2)
     with pytest.raises(ValueError, match="'learning_rate'"):
         small(learning_rate=1e30).fit([(images(50), torch.zeros(50))], 2)

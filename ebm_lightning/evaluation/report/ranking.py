@@ -12,7 +12,7 @@ Results = Mapping[str, Mapping[str, float]]
 
 COUNTS = {"test/accuracy": "test/images", "robust/": "robust/images", "refine/accuracy_": "refine/images"}
 """Metrics that are fractions, and the number of images that they are fractions of."""
-COMPARED_AS = {"ais/bits_per_dim": ("ais/log_likelihood", "higher")}
+COMPARED_AS: dict[str, tuple[str, Better]] = {"ais/bits_per_dim": ("ais/log_likelihood", "higher")}
 """Metrics that rank models as another metric does, which has an error."""
 
 
@@ -46,14 +46,14 @@ class Comparison:
         if paired is not None and {first, second} == set(self.models[:2]):
             sign = 1.0 if first == self.models[0] else -1.0
             return sign * paired, self.differences[f"compared/{key}_std_err"]
-        errors = [self.std_err(model, key) for model in (first, second)]
-        if errors[0] is None or errors[1] is None:
+        one, other = self.std_err(first, key), self.std_err(second, key)
+        if one is None or other is None:
             return None
-        return self.results[first][key] - self.results[second][key], math.hypot(*errors)  # type: ignore[arg-type]
+        return self.results[first][key] - self.results[second][key], math.hypot(one, other)
 
     def beats(self, first: str, second: str, key: str, better: Better) -> bool:
         """Whether ``first`` is better than ``second`` by more than the 95 % error of the difference."""
-        key, better = COMPARED_AS.get(key, (key, better))  # type: ignore[assignment]
+        key, better = COMPARED_AS.get(key, (key, better))
         found = self.difference(first, second, key)
         if found is None or better == "neither" or not all(map(math.isfinite, found)):
             return False
