@@ -18,7 +18,6 @@ import lightning as L
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from ebm_lightning import (
     JEM,
@@ -33,6 +32,7 @@ from ebm_lightning import (
 )
 from ebm_lightning.data import ImageDataModule
 from ebm_lightning.evaluation.checkpoints import load_model
+from ebm_lightning.evaluation.loggers import finish_wandb, run_logger
 from ebm_lightning.evaluation.report import comparison_table, results_folder
 from ebm_lightning.networks import StridedConvNet
 from ebm_lightning.samplers.memory import keep_freed_memory
@@ -137,7 +137,7 @@ def train(name: Literal["jem", "baseline"], options: Options, folder: Path) -> f
         accelerator="auto",
         devices=1,
         precision=options.precision,
-        logger=make_logger(options.logger, folder / name, f"{folder.name}-{name}"),
+        logger=run_logger(options.logger, folder / name, f"{folder.name}-{name}", folder.name, ["cold", name]),
         callbacks=make_callbacks(name, folder),
         gradient_clip_val=options.gradient_clip if joint else None,
         enable_progress_bar=options.progress_bar,
@@ -180,19 +180,6 @@ def make_callbacks(name: Literal["jem", "baseline"], folder: Path) -> list[Callb
     if name == "jem":
         callbacks += [ChainDiagnostics(), DivergenceGuard(), SampleGrid(1, directory=folder, scale=2)]
     return callbacks
-
-
-def make_logger(name: Literal["csv", "wandb"], folder: Path, run_name: str) -> Logger:
-    if name == "csv":
-        return CSVLogger(folder, "logs", "")
-    folder.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(run_name, folder, project="ebm_lightning")
-
-
-def finish_wandb() -> None:
-    import wandb
-
-    wandb.finish()
 
 
 def evaluate_both(options: Options, folder: Path) -> None:

@@ -33,6 +33,7 @@ def run_logger(
         log_model: Upload checkpoints to W&B.
     """
     if kind == "wandb":
+        folder = folder.resolve()  # a W&B service that was started elsewhere would take a relative path for its own
         folder.mkdir(parents=True, exist_ok=True)
         return WandbLogger(name, folder, project="ebm_lightning", group=group, tags=list(tags), log_model=log_model)
     return (CSVLogger if kind == "csv" else TensorBoardLogger)(folder, "logs", "")

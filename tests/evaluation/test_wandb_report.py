@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ebm_lightning import evaluate
+from ebm_lightning.evaluation.loggers import run_logger
 from tests.evaluation.models import SMALL, arrays, small_classifier, small_jem
 
 pytest.importorskip("wandb")
@@ -27,6 +28,12 @@ def runs(tmp_path_factory) -> dict[str, tuple[Path, list[Record]]]:
     assert {path.name for path in folder.iterdir()} == {"images.npz", "out"}
     logs = [(path.parent, list(records(path))) for path in folder.glob("out/*/wandb/offline-run-*/*.wandb")]
     return {next(r.run.display_name for r in log if r.run.display_name): (path, log) for path, log in logs}
+
+
+def test_the_folder_of_a_run_is_absolute(tmp_path, monkeypatch):
+    """A W&B service of another process, which WANDB_SERVICE names, has a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    assert run_logger("wandb", Path("out"), "name").save_dir == str(tmp_path / "out")
 
 
 def test_the_model_and_its_classifier_are_one_group(runs):
