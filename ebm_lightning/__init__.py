@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Chains as Chains,
         DataInit as DataInit,
         ReplayBuffer as ReplayBuffer,
+        ReweightedBuffer as ReweightedBuffer,
         SupportInit as SupportInit,
     )
     from ebm_lightning.coordinates import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         Flow as Flow,
         NormalScores as NormalScores,
         Quantiles as Quantiles,
+        RadialPower as RadialPower,
         Whitening as Whitening,
     )
     from ebm_lightning.energies import (
@@ -45,12 +47,18 @@ if TYPE_CHECKING:
     from ebm_lightning.evaluation import (
         PGD as PGD,
         evaluate as evaluate,
+        evaluate_ood as evaluate_ood,
+    )
+    from ebm_lightning.models import (
+        load as load,
     )
     from ebm_lightning.modules import (
         JEM as JEM,
         SADAJEM as SADAJEM,
         ClassificationRBM as ClassificationRBM,
         ConditionalEBM as ConditionalEBM,
+        FeatureJEM as FeatureJEM,
+        NoiseContrastiveJEM as NoiseContrastiveJEM,
     )
     from ebm_lightning.partition import (
         LogZ as LogZ,
@@ -104,11 +112,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "SampleGrid",
             "SampleQuality",
         ),
-        "chains": ("Chains", "DataInit", "ReplayBuffer", "SupportInit"),
-        "coordinates": ("Compose", "Coordinates", "Flow", "NormalScores", "Quantiles", "Whitening"),
+        "chains": ("Chains", "DataInit", "ReplayBuffer", "ReweightedBuffer", "SupportInit"),
+        "coordinates": ("Compose", "Coordinates", "Flow", "NormalScores", "Quantiles", "RadialPower", "Whitening"),
         "energies": ("JointEnergy",),
-        "evaluation": ("PGD", "evaluate"),
-        "modules": ("JEM", "SADAJEM", "ClassificationRBM", "ConditionalEBM"),
+        "evaluation": ("PGD", "evaluate", "evaluate_ood"),
+        "models": ("load",),
+        "modules": ("JEM", "SADAJEM", "ClassificationRBM", "ConditionalEBM", "FeatureJEM", "NoiseContrastiveJEM"),
         "partition": ("LogZ", "Normal", "ais", "exact_log_z", "reverse_ais"),
         "samplers": (
             "Adaptation",

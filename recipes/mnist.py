@@ -1,8 +1,10 @@
-"""Train and evaluate a joint energy model of MNIST or FashionMNIST, and the plain classifier of the same network.
+"""Train a density and classifier of images: ``python recipes/mnist.py --data.root DIR``.
 
-``python recipes/mnist.py --data.root DIR`` trains both on MNIST; with ``--config recipes/fashionmnist.yaml`` it trains
-them on FashionMNIST. Checkpoints, pictures and the evaluation's report.html and metrics.json are in the run's folder,
-``runs/mnist-0`` and so on.
+The main model is a joint energy model at temperature 1, relative to an autoregressive density that is fitted first, and
+trained to tell images from samples of that density. So log p(x) in bits per dimension means something, and chains that
+start at samples of the autoregressive density end at samples of the model. The recipe also trains the plain classifier
+of the same network, and evaluates both. ``--config recipes/fashionmnist.yaml`` is for other images. Checkpoints,
+pictures and the evaluation's report.html and metrics.json are in the run's folder, ``runs/mnist-0`` and so on.
 """
 
 import copy
@@ -20,12 +22,11 @@ from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 
 from ebm_lightning import (
-    JEM,
-    SGLD,
-    ChainDiagnostics,
-    ClassGaussians,
-    Density,
-    DivergenceGuard,
+    AutoregressiveDensity,
+    Box,
+    ConditionalEBM,
+    NoiseContrastiveJEM,
+    NoiseRefresh,
     ReplayBuffer,
     SampleGrid,
     evaluate,
@@ -34,49 +35,40 @@ from ebm_lightning.data import ImageDataModule
 from ebm_lightning.evaluation.checkpoints import load_model
 from ebm_lightning.evaluation.loggers import finish_wandb, run_logger
 from ebm_lightning.evaluation.report import comparison_table, results_folder
-from ebm_lightning.networks import StridedConvNet
-from ebm_lightning.samplers.memory import keep_freed_memory
+from ebm_lightning.networks import SplitLogits, StridedConvNet
 
 DATA = {
     "class_path": "ebm_lightning.data.MNIST",
-    "init_args": {"batch_size": 256, "separate_batch_size": 64, "augment": "crop", "noise_std": 0.1},
+    "init_args": {"batch_size": 128, "separate_batch_size": 128, "augment": "crop"},
 }
 
 
 @dataclass(kw_only=True)
 class Options:
-    """Train a JEM and the plain classifier of the same network on images, and evaluate both.
+    """Train a density of images and the plain classifier of the same network, and evaluate both.
 
     Args:
-        data: MNIST or FashionMNIST, such as --data FashionMNIST --data.root DIR. Batches of the joint model: batch_size
-            images for p(y|x), with augmentation and noise, which keeps the energy from getting steep, and
-            separate_batch_size images for p(x), which is also the number of chains per step. The plain classifier
-            trains without noise.
-        output: Folder for results, new or empty; by default the next free runs/mnist-N or runs/fashionmnist-N.
+        data: The images. Batches of the joint model: batch_size images for p(y|x), with augmentation, and
+            separate_batch_size for p(x), beside as many samples of the autoregressive density.
+        output: Folder for results, new or empty; by default the next free runs/mnist-N, runs/fashionmnist-N and so on.
         logger: Where metrics go. W&B works offline with WANDB_MODE=offline and no account.
-        seed: Seed of weights, chains and the order of the data.
-        max_steps: Optimizer steps of the joint model. More steps improve the classifier but not the chains: with 3000,
-            half of the chains that start at noise stay there.
-        baseline_max_steps: Optimizer steps of the plain classifier.
+        seed: Seed of weights, samples and the order of the data.
+        max_steps: Optimizer steps of both models.
+        reference_epochs: Passes over the images to fit the autoregressive density.
+        bins: Bins of gray levels of the autoregressive density.
+        reference_samples: Number of its samples, which are drawn once.
         width: Width of the network.
-        dropout: Dropout probability before the two linear layers of the network.
-        learning_rate: Peak of Adam's one-cycle schedule.
-        gradient_clip: Largest gradient norm of the joint model.
-        conditional_weight: Weight of -log p(y|x), relative to that of -log p(x).
-        energy_l2: Weight of the squared energies.
-        data_noise: Standard deviation of Gaussian noise on the images for p(x), in units of x. Chains are least
-            accurate in the black margins of the images; noise widens their distribution.
-        step_size: Step size of Langevin dynamics, in squared units of x per unit of energy.
-        noise_std: Noise of Langevin dynamics, in units of x.
-        max_gradient: Clamps each component of the gradient. It limits the length of a step, so that chains do not jump
-            between the walls of the box.
-        sampler_steps: Langevin steps of each chain per batch.
-        buffer_size: Number of persistent chains.
-        reinit_prob: Probability that a chain is reinitialized.
-        initial: Distribution of the initial points of chains, such as ClassGaussians; by default uniform noise.
+        dropout: Dropout probability before its two linear layers.
+        bound: Bound of the log density relative to the autoregressive density, in nats.
+        learning_rate: Peak of AdamW's one-cycle schedule.
+        weight_decay: Weight decay of AdamW.
+        gradient_clip: Largest gradient norm.
+        conditional_weight: Weight of -log p(y|x), relative to that of the loss of p(x).
         precision: Precision of the network's body.
-        evaluate: Evaluate both models, with fresh chains that start in the Gaussians of the classes.
-        keep_memory: Keep freed memory in the process, which is faster on a CPU with glibc; see docs/speed.md.
+        evaluate: Evaluate both models.
+        temperatures: Temperatures of the annealing that estimates log Z; by default as many as its path needs.
+        num_chains: Its chains.
+        fresh_steps: Steps of new chains, which start at samples of the autoregressive density.
         progress_bar: Show progress bars.
     """
 
@@ -84,25 +76,22 @@ class Options:
     output: Path | None = None
     logger: Literal["csv", "wandb"] = "csv"
     seed: int = 0
-    max_steps: int = 2250
-    baseline_max_steps: int = 2250
+    max_steps: int = 2500
+    reference_epochs: int = 3
+    bins: int = 32
+    reference_samples: int = 10_000
     width: int = 16
-    dropout: float = 0.0
+    dropout: float = 0.2
+    bound: float = 8.0
     learning_rate: float = 1e-3
+    weight_decay: float = 0.1
     gradient_clip: float = 10.0
-    conditional_weight: float = 10.0
-    energy_l2: float = 0.05
-    data_noise: float = 0.1
-    step_size: float = 5.0
-    noise_std: float = 0.01
-    max_gradient: float = 0.01
-    sampler_steps: int = 10
-    buffer_size: int = 2000
-    reinit_prob: float = 0.05
-    initial: Density | None = None
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    conditional_weight: float = 5.0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     evaluate: bool = True
-    keep_memory: bool = False
+    temperatures: int | None = None
+    num_chains: int = 500
+    fresh_steps: int = 100
     progress_bar: bool = True
 
 
@@ -110,36 +99,70 @@ def main(options: Options) -> Path:
     """Train both models and evaluate them. Returns the folder with the results."""
     started = time.time()
     folder = results_folder(options.output, type(options.data).__name__.lower())
-    if options.keep_memory:
-        keep_freed_memory()
-    ignored = "does not have many workers|LeafSpec|Checkpoint directory|log Z is unreliable|in eval mode"
-    warnings.filterwarnings("ignore", f".*({ignored}).*")
-    accuracies = {"baseline": train("baseline", options, folder), "jem": train("jem", options, folder)}
+    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|Checkpoint directory|in eval mode).*")
+    accuracies = {name: train(name, options, folder) for name in ("baseline", "jem")}
     results = {"val/accuracy": accuracies, "seconds": time.time() - started}
     (folder / "training.json").write_text(json.dumps(results, indent=2))
-    print(f"Accuracy on {options.data.val_size} validation images: {accuracies}. Checkpoints are in {folder}")
     if options.evaluate:
         evaluate_both(options, folder)
-    print(f"{time.time() - started:.0f} seconds")
+    print(f"{time.time() - started:.0f} seconds; checkpoints, pictures and evaluation/report.html are in {folder}")
     return folder
+
+
+def make_network(options: Options, outputs: int) -> StridedConvNet:
+    return StridedConvNet(options.data.support.shape, outputs, options.width, options.dropout)
+
+
+def make_classifier(options: Options) -> ConditionalEBM:
+    """The plain classifier."""
+    return ConditionalEBM(
+        make_network(options, options.data.num_classes),
+        options.data.num_classes,
+        options.data.support,
+        **optimization(options),
+    )
+
+
+def make_density(options: Options) -> NoiseContrastiveJEM:
+    """The joint model, with one output more: its log density relative to the autoregressive density."""
+    box, classes = options.data.support, options.data.num_classes
+    reference = AutoregressiveDensity(box, options.data.num_levels, bins=options.bins, epochs=options.reference_epochs)
+    return NoiseContrastiveJEM(
+        SplitLogits(make_network(options, classes + 1), options.bound),
+        classes,
+        Box(box.low, box.high, box.shape, reference=reference),
+        NoiseRefresh(0.5, steps=options.fresh_steps),
+        ReplayBuffer(options.reference_samples, reinit_prob=0.0),
+        conditional_weight=options.conditional_weight,
+        **optimization(options),
+    )
+
+
+def optimization(options: Options) -> dict[str, Any]:
+    """AdamW in one cycle."""
+    rate, one_cycle = options.learning_rate, torch.optim.lr_scheduler.OneCycleLR
+    return {
+        "optimizer": functools.partial(torch.optim.AdamW, lr=rate, weight_decay=options.weight_decay),
+        "lr_scheduler": functools.partial(one_cycle, max_lr=rate, total_steps=options.max_steps, pct_start=0.1),
+    }
 
 
 def train(name: Literal["jem", "baseline"], options: Options, folder: Path) -> float:
     """Train one of the models, save its checkpoint, and return its validation accuracy."""
     L.seed_everything(options.seed, verbose=False)
-    joint = name == "jem"
-    data = copy.deepcopy(options.data) if joint else variant(options.data, noise_std=0.0, separate_batch_size=None)
-    max_steps = options.max_steps if joint else options.baseline_max_steps
-    module = make_model(options, joint, max_steps)
+    joint, data = name == "jem", copy.deepcopy(options.data)
+    if not joint:
+        data.separate_batch_size = None
+    print(f"Training the {'joint energy model' if joint else 'plain classifier'} in {folder}")
+    module = make_density(options) if joint else make_classifier(options)
     trainer = L.Trainer(
         max_epochs=-1,
-        max_steps=max_steps,
-        accelerator="auto",
+        max_steps=options.max_steps,
         devices=1,
         precision=options.precision,
-        logger=run_logger(options.logger, folder / name, f"{folder.name}-{name}", folder.name, ["cold", name]),
+        logger=run_logger(options.logger, folder / name, f"{folder.name}-{name}", folder.name, ["density", name]),
         callbacks=make_callbacks(name, folder),
-        gradient_clip_val=options.gradient_clip if joint else None,
+        gradient_clip_val=options.gradient_clip,
         enable_progress_bar=options.progress_bar,
         enable_model_summary=False,
     )
@@ -151,61 +174,30 @@ def train(name: Literal["jem", "baseline"], options: Options, folder: Path) -> f
     return accuracy
 
 
-def make_model(options: Options, joint: bool, max_steps: int) -> JEM:
-    """The joint model, or with a generative weight of 0 the plain classifier."""
-    data = options.data
-    return JEM(
-        StridedConvNet(data.support.shape, data.num_classes, options.width, options.dropout),
-        data.num_classes,
-        data.support,
-        SGLD(options.step_size, options.noise_std, options.sampler_steps, max_gradient=options.max_gradient),
-        ReplayBuffer(options.buffer_size, options.reinit_prob, copy.deepcopy(options.initial)),
-        conditional_weight=options.conditional_weight,
-        generative_weight=float(joint),
-        energy_l2=options.energy_l2,
-        data_noise=options.data_noise if joint else 0.0,
-        optimizer=functools.partial(torch.optim.Adam, lr=options.learning_rate),
-        lr_scheduler=functools.partial(
-            torch.optim.lr_scheduler.OneCycleLR,
-            max_lr=options.learning_rate,
-            total_steps=max_steps,
-            pct_start=0.1,
-        ),
-    )
-
-
 def make_callbacks(name: Literal["jem", "baseline"], folder: Path) -> list[Callback]:
     checkpoint = ModelCheckpoint(folder, filename=name, save_last=False, enable_version_counter=False)
     callbacks: list[Callback] = [EMAWeightAveraging(decay=0.995), checkpoint]
     if name == "jem":
-        callbacks += [ChainDiagnostics(), DivergenceGuard(), SampleGrid(1, directory=folder, scale=2)]
+        callbacks.append(SampleGrid(1, directory=folder, scale=2))
     return callbacks
 
 
 def evaluate_both(options: Options, folder: Path) -> None:
     """Evaluate the two checkpoints and print their metrics."""
+    data = copy.deepcopy(options.data)
+    data.augment, data.separate_batch_size = "none", None
     metrics = evaluate(
         load_model(folder / "jem.ckpt"),
-        variant(options.data, augment="none", noise_std=0.0, separate_batch_size=None),
+        data,
         load_model(folder / "baseline.ckpt"),
         folder / "evaluation",
-        title=f"Evaluation of {folder / 'jem.ckpt'} and {folder / 'baseline.ckpt'}",
         logger=options.logger,
-        ood_images=10_000,
-        sampler_steps=40,
-        initial=ClassGaussians(),
+        sampler_steps=options.fresh_steps,
+        ais_temperatures=options.temperatures,
+        ais_num_chains=options.num_chains,
         progress_bar=options.progress_bar,
     )
     print(comparison_table(metrics, names=("JEM", "classifier")))
-    print(f"report.html, metrics.json and pictures are in {folder / 'evaluation'}")
-
-
-def variant(data: ImageDataModule, **changes: Any) -> ImageDataModule:
-    """A copy of a data module with other arguments."""
-    data = copy.deepcopy(data)
-    for name, value in changes.items():
-        setattr(data, name, value)
-    return data
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class AISLogZ(Evaluation):
     def __init__(
         self,
         every_n_epochs: int = 10,
-        temperatures: int = 250,
+        temperatures: int | None = 250,
         num_chains: int = 1000,
         *,
         kernel: HMC | NoiseRefresh | None = None,
@@ -89,7 +89,7 @@ class AISLogZ(Evaluation):
         progress: Progress | None = None,
     ) -> None:
         check_integer("every_n_epochs", every_n_epochs, at_least=0)
-        check_integer("temperatures", temperatures, at_least=1)
+        check_integer("temperatures", temperatures, at_least=1, optional=True)
         check_integer("num_levels", num_levels, at_least=2, optional=True)
         island_sizes(num_chains, chunk_size)  # raises now rather than after an epoch
         self.every_n_epochs = every_n_epochs

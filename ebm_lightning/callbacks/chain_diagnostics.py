@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.callbacks.base import due
-from ebm_lightning.chains import ReplayBuffer
+from ebm_lightning.chains import ReplayBuffer, ReweightedBuffer
 from ebm_lightning.chains.step import ChainStep
 from ebm_lightning.checks import check_integer
 from ebm_lightning.modules import JEM
@@ -26,6 +26,8 @@ class ChainDiagnostics(L.Callback):
       not the energy keep the chains in place.
     - ``chains/duplicates``: fraction of the batch's chains that equal another one. It should be 0.
     - ``chains/age_mean``, ``chains/age_max``: sampler calls since a chain of the replay buffer was last reinitialized.
+    - ``chains/log_z``: estimate of log Z by the weights of a :class:`~ebm_lightning.ReweightedBuffer`, in nats and
+      relative to the reference density.
     - ``chains/acceptance``: acceptance rate of an exact kernel's last step.
     - ``chains/step_size``: step size of the sampler, which an :class:`~ebm_lightning.Adaptation` changes and
       :class:`DivergenceGuard` may reduce.
@@ -73,6 +75,8 @@ def chain_metrics(module: JEM, step: ChainStep) -> dict[str, Tensor | float]:
     if isinstance(step.chains, ReplayBuffer):
         age = step.chains.age.float()
         metrics |= {"age_mean": age.mean(), "age_max": age.max()}
+    if isinstance(step.chains, ReweightedBuffer):
+        metrics["log_z"] = step.chains.log_z
     if hasattr(module.sampler, "step_size"):
         metrics["step_size"] = float(module.sampler.step_size)
     return metrics

@@ -19,7 +19,8 @@ from ebm_lightning.evaluation.names import model_name
 from ebm_lightning.evaluation.ood_sets import OOD_SETS, OODSet, misfit, usual_sets
 from ebm_lightning.evaluation.scores import Score, log_density
 from ebm_lightning.modules import ConditionalEBM
-from ebm_lightning.modules.training_data import pass_over, seeded_globally
+from ebm_lightning.modules.random_state import seeded_globally
+from ebm_lightning.modules.training_data import pass_over
 from ebm_lightning.rng import make_generator
 
 ImageSource = Tensor | Dataset[Any] | DataLoader[Any]
@@ -29,8 +30,8 @@ ImageSource = Tensor | Dataset[Any] | DataLoader[Any]
 class OODDetection(Evaluation):
     """AUROC, FPR95 and AUPR of scores on out-of-distribution sets: transformed test data, or data of other sets.
 
-    Logs ``ood/<set>/<score>/auroc`` with its standard error ``.../auroc_std_err``, ``.../fpr95``, ``.../aupr_in`` and
-    ``.../aupr_out``, the AUROC of the first score also as ``ood/<set>/auroc``, and ``ood/images``, the number of
+    Logs ``ood/<set>/<score>/auroc`` and ``.../fpr95``, each with its standard error ``..._std_err``, ``.../aupr_in``
+    and ``.../aupr_out``, the AUROC of the first score also as ``ood/<set>/auroc``, and ``ood/images``, the number of
     in-distribution data. An AUROC of 0.5 is chance. Below 0.5, the model finds the out-of-distribution data more likely
     than its own. At test, plots some points of each set and a histogram of the first score (``ood/<set>``). Of several
     loaders the first has the in-distribution data.

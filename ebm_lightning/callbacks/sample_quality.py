@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ebm_lightning.callbacks.base import Evaluation, Quota, Stage, TrainerRanks
@@ -13,6 +12,7 @@ from ebm_lightning.chains.initial import initial_points
 from ebm_lightning.checks import check_integer
 from ebm_lightning.evaluation.metrics import fid_and_kid, inception_score
 from ebm_lightning.modules import ConditionalEBM
+from ebm_lightning.modules.random_state import isolate_rng
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import Sampler, eval_mode
 from ebm_lightning.samplers.base import Progress
@@ -24,7 +24,7 @@ class SampleQuality(Evaluation):
 
     .. math:: FID = \|\mu - \mu'\|^2 + \mathrm{tr}(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2})
 
-    Logs ``samples/fid_<label>`` and ``samples/kid_<label>`` (lower is better) with ``samples/kid_std_<label>``, and
+    Logs ``samples/fid_<label>`` and ``samples/kid_<label>`` (lower is better), each with ``_std_err``, and
     given ``classifier`` also ``samples/is_<label>`` (higher is better). All depend on the network and on the number of
     images, FID most of all: it falls as the number grows. The values are therefore not comparable with published ones,
     which use the Inception network and 50 000 samples, and for joint energy models often samples from a replay buffer

@@ -1,6 +1,7 @@
 """Base class of chains."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,6 +54,26 @@ class Chains(ABC):
             generator: Source of randomness.
             data: Data batch of the same training step, shape (n, *shape).
         """
+
+    def reweight(
+        self,
+        index: Tensor | None,
+        x: Tensor,
+        log_tilt: Callable[[Tensor], Tensor],
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Points to continue from, shape (N, *shape), given what ``draw`` returned. By default ``x`` itself.
+
+        Arguments:
+            index: Slots of the chains, shape (N,).
+            x: Their points, shape (N, *shape).
+            log_tilt: The model that chains follow now: maps points to log p(x) - log q(x) up to a constant, shape (N,).
+            generator: Source of randomness.
+        """
+        return x
+
+    def remember(self, index: Tensor | None, log_tilt: Tensor) -> None:  # noqa: B027 (optional)
+        """Store ``log_tilt``, shape (N,), at the final points of the chains in the slots ``index``."""
 
     def store(self, index: Tensor | None, x: Tensor) -> None:  # noqa: B027 (optional)
         """Store the final points ``x`` of the chains in the slots ``index``. By default nothing is stored."""

@@ -1,6 +1,7 @@
 """A replay buffer of persistent chains."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,8 +41,7 @@ class ReplayBuffer(Chains):
         self.reinit_prob: float = check_number("reinit_prob", reinit_prob, at_least=0, at_most=1)
         self.initial = check_kind("initial", initial, Density, optional=True)
         self._given_size = self.size
-        self._x: Tensor | None = None
-        self._age: Tensor | None = None
+        self._stored: dict[str, Tensor] = {}  # a row for each slot
 
     def setup(self, support: Support, num_classes: int | None = None, generator: torch.Generator | None = None) -> None:
         """Fill every slot with a sample of ``initial``, on the generator's device.
@@ -58,25 +58,20 @@ class ReplayBuffer(Chains):
             )
         self.place(support, num_classes)
         device = None if generator is None else generator.device
-        self._x = self._fresh(self.size, self._labels(torch.arange(self.size, device=device)), generator, device)
-        self._age = torch.zeros(self.size, dtype=torch.long, device=self._x.device)
+        self._stored = self._new(torch.arange(self.size, device=device), generator, device)
 
     def reset(self) -> None:
-        self.size, self._x, self._age = self._given_size, None, None
+        self.size, self._stored = self._given_size, {}
 
     @property
     def x(self) -> Tensor:
         """All chains, shape (size, *shape). Read only: ``draw`` and ``store`` update them."""
-        if self._x is None:
-            raise _no_chains()
-        return self._x
+        return self._values("x")
 
     @property
     def age(self) -> Tensor:
         """How often each slot was stored since its chain was last reinitialized, shape (size,)."""
-        if self._age is None:
-            raise _no_chains()
-        return self._age
+        return self._values("age")
 
     def draw(
         self,
@@ -97,10 +92,11 @@ class ReplayBuffer(Chains):
             self._make_room(labels, generator)
         index = self._slots(n, generator) if labels is None else self._slots_of(labels, generator)
         x = self.x[index]
-        reinit = torch.rand(n, generator=generator, device=x.device) < self.reinit_prob
-        fresh = self._fresh(n, labels, generator, x.device)
-        self.age[index] = self.age[index].masked_fill(reinit, 0)
-        return torch.where(reinit.view(-1, *[1] * (x.ndim - 1)), fresh, x), index
+        reinit = (torch.rand(n, generator=generator, device=x.device) < self.reinit_prob).nonzero().squeeze(1)
+        if len(reinit):
+            x[reinit] = self._fresh(len(reinit), labels if labels is None else labels[reinit], generator, x.device).to(x)
+            self.age[index[reinit]] = 0
+        return x, index
 
     def store(self, index: Tensor | None, x: Tensor) -> None:
         if index is None:
@@ -114,22 +110,23 @@ class ReplayBuffer(Chains):
             self.age[index] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._x is None else {"x": self.x.clone(), "age": self.age.clone()}
+        return {name: values.clone() for name, values in self._stored.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore chains, on the device of the current ones. A buffer that has grown since then shrinks.
 
         Raises:
-            ValueError: The number or shape of the chains differs.
+            ValueError: The number or shape of the chains differs, or they are of another kind.
         """
+        _check_names(state, self._stored)
         grown = len(self.x) > self._given_size <= len(state["x"])
         if state["x"].shape[grown:] != self.x.shape[grown:]:
             raise ValueError(
                 f"'state' should hold chains of shape {tuple(self.x.shape)}, got {tuple(state['x'].shape)}. "
                 "Use the 'size' and 'support' of the run that was saved."
             )
-        self._x, self._age = state["x"].to(self.x), state["age"].to(self.age)
-        self.size = len(self._x)
+        self._stored = {name: state[name].to(values) for name, values in self._stored.items()}
+        self.size = len(self.x)
 
     def load_sharded(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
         """Restore this rank's part of a saved run: each saved chain goes to one rank, with its age and class.
@@ -142,9 +139,9 @@ class ReplayBuffer(Chains):
         Raises:
             ValueError: The chains have another shape, or were saved for another number of classes.
         """
-        own, group = self._x, self.num_classes or 1
+        group = self.num_classes or 1
         known = None if self.support is None else self.support.shape
-        shape = known if own is None else own.shape[1:]
+        shape = self.x.shape[1:] if self._stored else known
         for state in states:
             if (shape is not None and state["x"].shape[1:] != shape) or len(state["x"]) % group:
                 raise ValueError(
@@ -152,20 +149,31 @@ class ReplayBuffer(Chains):
                     f"with {tuple(state['x'].shape)}. Use the 'support' and 'num_classes' of the run that was saved."
                 )
         mine = states[rank] if len(states) == world_size else _shard(states, group, rank, world_size)
-        if own is None:  # before 'setup', which makes as many as are missing
-            self._x, self._age = mine["x"].clone(), mine["age"].clone()
+        if not self._stored:  # before 'setup', which makes as many as are missing
+            self._stored = {name: values.clone() for name, values in mine.items()}
             return
+        _check_names(mine, self._stored)
         restored = len(mine["x"])
-        self._x = torch.cat([mine["x"].to(self.x), self.x[restored:]])
-        self._age = torch.cat([mine["age"].to(self.age), self.age[restored:]])
-        self.size = len(self._x)
+        for name, values in self._stored.items():
+            self._stored[name] = torch.cat([mine[name].to(values), values[restored:]])
+        self.size = len(self.x)
+
+    def _values(self, name: str) -> Tensor:
+        if not self._stored:
+            raise _no_chains(self)
+        return self._stored[name]
+
+    def _new(self, slots: Tensor, generator: torch.Generator | None, device: torch.device | None) -> dict[str, Tensor]:
+        """What is stored of new chains in ``slots``."""
+        x = self._fresh(len(slots), self._labels(slots), generator, device)
+        return {"x": x, "age": torch.zeros(len(slots), dtype=torch.long, device=x.device)}
 
     def _fresh(
         self, n: int, labels: Tensor | None, generator: torch.Generator | None, device: torch.device | None
     ) -> Tensor:
         """Initial points of ``n`` new chains, inside the support."""
         if self.support is None:
-            raise _no_chains()
+            raise _no_chains(self)
         return initial_points(self.initial, self.support, n, labels, generator, device)
 
     def _labels(self, slots: Tensor) -> Tensor | None:
@@ -195,9 +203,9 @@ class ReplayBuffer(Chains):
             stacklevel=2,
         )
         slots = torch.arange(self.size, size, device=self.x.device)
-        fresh = self._fresh(len(slots), self._labels(slots), generator, self.x.device)
-        self._x, self._age = torch.cat([self.x, fresh.to(self.x)]), torch.cat([self.age, torch.zeros_like(slots)])
-        self.size = len(self._x)
+        new = self._new(slots, generator, self.x.device)
+        self._stored = {name: torch.cat([values, new[name].to(values)]) for name, values in self._stored.items()}
+        self.size = len(self.x)
 
     def _slots_of(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         """A slot for each label: the i-th chain of a class gets the i-th of the shuffled slots of that class."""
@@ -210,13 +218,22 @@ class ReplayBuffer(Chains):
         return order[rank, labels] * self.num_classes + labels
 
 
-def _no_chains() -> RuntimeError:
-    return RuntimeError("This ReplayBuffer has no chains yet. Call 'setup(support)' first; 'fit' does it.")
+def _check_names(state: Mapping[str, Any], stored: Mapping[str, Tensor]) -> None:
+    if state.keys() != stored.keys():
+        raise ValueError(
+            f"'chains' should hold {', '.join(stored)}, got a checkpoint with {', '.join(state)}. Use the kind of "
+            "chains of the run that was saved."
+        )
+
+
+def _no_chains(chains: Chains) -> RuntimeError:
+    name = type(chains).__name__
+    return RuntimeError(f"This {name} has no chains yet. Call 'setup(support)' first; 'fit' does it.")
 
 
 def _shard(states: list[dict[str, Any]], group: int, rank: int, world_size: int) -> dict[str, Tensor]:
     """Every ``world_size``-th row of ``group`` slots (one slot of each class), starting with row ``rank``."""
     return {
         name: torch.cat([state[name].unflatten(0, (-1, group)) for state in states])[rank::world_size].flatten(0, 1)
-        for name in ("x", "age")
+        for name in states[0]
     }

@@ -157,14 +157,14 @@ class JEM(ConditionalEBM):
             y_gen: Their labels, shape (M,).
         """
         if not self.running_chains():
-            return {"clf": (self.conditional_weight, self.conditional_loss(self(x), y))}
+            return {"clf": (self.conditional_weight, self.conditional_loss(self.checked_logits(x), y))}
         one_pass = x_gen is None and not differs_in_training(self.classifier)
         if x_gen is None or y_gen is None:
             x_gen, y_gen = x, y
         clf = None
         if self.conditional_weight and not one_pass:
             # Before the passes in eval mode: their backward reads batch-norm statistics, which this pass changes.
-            clf = precompute_gradient(self.conditional_loss(self(x), y), self)
+            clf = precompute_gradient(self.conditional_loss(self.checked_logits(x), y), self)
         u = self.coordinates(x_gen)
         negative = self.negative_phase(u, y_gen)  # before other graphs exist: chains need the memory
         with nullcontext() if one_pass else eval_mode(self.energy):
@@ -213,6 +213,7 @@ class JEM(ConditionalEBM):
         chains = self.chains if y is None else self.class_chains
         energy = self.chain_energy if y is None else functools.partial(self.chain_energy, y=y)
         start, index = chains.draw(len(u), y, self.generator, data=u)
+        start = chains.reweight(index, start, functools.partial(self._log_tilt, y=y), self.generator)
         where = {"support": self.support, "generator": self.generator, "compute": self.compute}
         state, repeats = self.adapted_sampler.run(energy, start, u, **where)
         chains.store(index, state.x)
@@ -223,10 +224,18 @@ class JEM(ConditionalEBM):
         with eval_mode(self.energy):
             logits = self.chain_energy.logits(u_neg)
         energy = -tilt_of(logits, y)
+        if self.chain_step is not None:
+            self.chain_step.chains.remember(self.chain_step.index, -energy)
         energy = energy.masked_fill(~self.support.contains(u_neg), math.inf)  # a sampler that leaves it is at fault
         if self.chain_step is not None:
             self.chain_step.energy_neg = energy.detach().mean()
         return precompute_gradient(self._l2(logits) - weight * energy.mean(), self.energy)
+
+    @torch.no_grad()
+    def _log_tilt(self, u: Tensor, y: Tensor | None) -> Tensor:
+        """log p(u) - log q(u), or log p(u, y) - log q(u), up to log Z, shape (N,)."""
+        with eval_mode(self.energy):
+            return tilt_of(self.chain_energy.logits(u), y)
 
     def _l2(self, logits: Tensor) -> Tensor:
         return self.energy_l2 * logits.logsumexp(1).square().mean() if self.energy_l2 else logits.new_zeros(())

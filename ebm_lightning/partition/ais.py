@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ebm_lightning.energies import Energy, JointEnergy, in_coordinates
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule
-from ebm_lightning.partition.energy_checks import checked_arguments, rounding_error
+from ebm_lightning.partition.energy_checks import checked_arguments, default_generator, rounding_error
 from ebm_lightning.partition.evidence import with_evidence
 from ebm_lightning.partition.integrable import integrable
 from ebm_lightning.partition.islands import Island
@@ -18,12 +18,12 @@ from ebm_lightning.partition.mixture import data_base
 from ebm_lightning.partition.noise_annealing import NoiseAnnealing, from_noise
 from ebm_lightning.partition.pilot import tune_path
 from ebm_lightning.partition.rbm_ais import classification_rbm_ais
-from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.partition.smc import OneProcess, Ranks, combine, island_sizes, run_islands
 from ebm_lightning.rng import make_generator, seed_and_device
 from ebm_lightning.samplers import GHMC, HMC, NoiseRefresh, frozen
 from ebm_lightning.samplers.base import Progress
 from ebm_lightning.samplers.gradient import evaluating
+from ebm_lightning.samplers.resampling import systematic, take
 from ebm_lightning.supports import Binary, Density, Support
 
 RESAMPLE_FLOOR = 0.5
@@ -35,7 +35,7 @@ def ais(
     *,
     proposal: Density | Literal["data"] | None = None,
     kernel: HMC | NoiseRefresh | None = None,
-    temperatures: int = 250,
+    temperatures: int | None = 250,
     num_chains: int = 1000,
     schedule: Schedule = "adaptive",
     resample: bool = True,
@@ -74,13 +74,15 @@ def ais(
             Euclidean. A density that vanishes at a wall can make log Z too low without a sign in the diagnostics.
         kernel: GHMC by default, or HMC or MALA; NoiseRefresh for a proposal that makes x from noise. A pilot run tunes
             its step size.
-        temperatures: Number of steps of beta from 0 to 1.
+        temperatures: Number of steps of beta from 0 to 1. None chooses it by the barrier of the path, so that chains in
+            equilibrium would have a relative ESS of .6: at least 100 and at most 2000 steps; 1000 on Binary.
         num_chains: Total number of chains. They run in at least 10 islands, whose spread gives the error.
         schedule: Spacing of the temperatures: "adaptive" makes all steps equally hard, "linear" equally long, and
             "sigmoid" is dense at both ends.
         resample: Resample an island when its relative ESS falls below one half (SMC). Z stays unbiased.
         chunk_size: Largest number of chains to run at once; bounds the memory.
-        generator: Its seed starts the streams of the islands, its device is where chains run.
+        generator: Its seed starts the streams of the islands, its device is where chains run: by default that of the
+            weights behind the energy.
         seed: Seed of the streams, in place of the generator's.
         progress: Wraps the loop over the stages of each pilot run, which mostly ends before its limit, and then this
             process's loop over the temperatures of its islands. For example ``tqdm.tqdm``.
@@ -95,6 +97,7 @@ def ais(
             temperatures, or an energy that is not finite.
     """
     ranks, energy = ranks or OneProcess(), in_coordinates(energy)
+    generator = generator or default_generator(energy)
     start, checks = checked_arguments(
         energy,
         support,
@@ -112,7 +115,7 @@ def ais(
         return classification_rbm_ais(
             energy,
             data=data,
-            temperatures=temperatures,
+            temperatures=temperatures or 1000,
             num_chains=num_chains,
             generator=rng,
             progress=progress,
@@ -131,12 +134,12 @@ def ais(
             annealing, path, n, make_generator(seed, "island", number, device=device), resample, progress_iter
         )
 
-    islands = run_islands(run, sizes, temperatures, ranks, progress)
+    islands = run_islands(run, sizes, len(path.steps), ranks, progress)
     cost = (
         checks
         + integral.gradient_evaluations
         + path.gradient_evaluations
-        + num_chains * (1 + temperatures * annealing.move_cost)
+        + num_chains * (1 + len(path.steps) * annealing.move_cost)
     )
     result = combine(islands, path.betas, resampled=resample, gradient_evaluations=cost)
     with evaluating(compiled=False, chunk_size=chunk_size):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ebm_lightning.checks import check_number
 from ebm_lightning.energies import Energy, in_coordinates
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule
-from ebm_lightning.partition.energy_checks import checked_arguments
+from ebm_lightning.partition.energy_checks import checked_arguments, default_generator
 from ebm_lightning.partition.integrable import integrable
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.partition.pilot import tune_path
@@ -59,6 +59,7 @@ def reverse_ais(
             proposal, a proposal on another domain, or no temperatures.
     """
     energy = in_coordinates(energy)
+    generator = generator or default_generator(energy)
     start, checks = checked_arguments(
         energy,
         support,

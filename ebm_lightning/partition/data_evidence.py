@@ -13,9 +13,9 @@ from torch import Tensor
 from ebm_lightning.partition.annealing_path import Annealing, next_beta
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp
 from ebm_lightning.partition.mixture import Mixture, data_base
-from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.samplers import frozen
 from ebm_lightning.samplers.hmc import Phase, Tempered
+from ebm_lightning.samplers.resampling import systematic, take
 
 ISLANDS, ISLAND_CHAINS = 16, 16
 STAGE_CESS = 0.9

@@ -25,7 +25,7 @@ def checked_arguments(
     *,
     proposal: Density | None,
     kernel: HMC | NoiseRefresh | None,
-    temperatures: int,
+    temperatures: int | None,
     schedule: Schedule,
     generator: torch.Generator | None,
     chunk_size: int | None = None,
@@ -57,7 +57,7 @@ def checked_arguments(
 def check_settings(
     support: Support,
     kernel: HMC | NoiseRefresh | None,
-    temperatures: int,
+    temperatures: int | None,
     schedule: Schedule,
     generator: torch.Generator | None,
 ) -> None:
@@ -72,7 +72,7 @@ def check_settings(
         raise ValueError(
             f"'generator' should be a torch.Generator or None, got {generator!r}. Use torch.Generator().manual_seed(0)."
         )
-    check_integer("temperatures", temperatures, at_least=1)
+    check_integer("temperatures", temperatures, at_least=1, optional=True)
     if schedule not in get_args(Schedule):
         names = ", ".join(map(repr, get_args(Schedule)))
         raise ValueError(f"'schedule' should be one of {names}, got {schedule!r}.")
@@ -209,6 +209,15 @@ def _difference(a: Tensor, b: Tensor, of_spread: float, of_size: float) -> float
     distance = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf)
     largest = float(distance.max())
     return largest if largest > tolerance else 0.0
+
+
+def default_generator(energy: Energy) -> torch.Generator | None:
+    """A generator on the device of the weights behind ``energy``; None if they are on the CPU or there are none."""
+    tensors = (t for m in modules_of(energy) for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
+    device = next((t.device for t in tensors), torch.device("cpu"))
+    if device.type == "cpu":
+        return None
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
 
 
 def _dtypes(energy: Energy) -> set[torch.dtype]:

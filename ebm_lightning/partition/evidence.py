@@ -38,6 +38,8 @@ def inefficient(ess: float, path: AnnealingPath) -> str:
     )
 
 
+@torch.inference_mode(False)  # the checks create densities, whose gradients would fail if they were made in that mode
+@torch.no_grad()
 def with_evidence(
     result: LogZ,
     islands: list[Island],

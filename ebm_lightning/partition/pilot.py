@@ -19,17 +19,18 @@ from ebm_lightning.partition.annealing_path import (
     spaced_betas,
 )
 from ebm_lightning.partition.preconditioner import Scale, change, choose_scale, turns
-from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import frozen
 from ebm_lightning.samplers.base import Progress
 from ebm_lightning.samplers.hmc import Phase, Tempered
 from ebm_lightning.samplers.preconditioner import TurnedStep
+from ebm_lightning.samplers.resampling import systematic, take
 
 PILOT_CHAINS = 200
 STAGE_CESS = 0.9  # coarser than the main run: the pilot only maps the path
 STAGE_MOVES = 4
 MIN_STAGES, STAGES_PER_TEMPERATURE = 200, 2  # a pilot stops at the larger of 200 and twice the run's temperatures
+CHOSEN = range(100, 2001)  # from which the number of temperatures is chosen, if it is not given
 STEP_GAIN = 2.0
 TARGET_ACCEPTANCE = 0.7
 EARLY_EXPONENT = 12.0
@@ -93,23 +94,32 @@ class PilotRun:
 
 def tune_path(
     annealing: Annealing,
-    temperatures: int,
+    temperatures: int | None,
     schedule: Schedule,
     seed: int,
     device: torch.device,
     progress: Progress | None = None,
 ) -> AnnealingPath:
-    """A path of ``temperatures`` steps, tuned by pilot runs with a separate random stream.
+    r"""A path of ``temperatures`` steps, tuned by pilot runs with a separate random stream.
 
     A pilot run stops at 200 stages or twice ``temperatures``, whichever is larger. At that length, the log weights
     of a run change by .7 or more at every temperature. The path then says ``why`` it is not reliable.
 
+    Without ``temperatures`` the path gets :math:`2 b^2` steps for its barrier b, at least 100 and at most 2000. In
+    equilibrium the relative effective sample size is then :math:`e^{-1/2}`.
+
     Arguments:
         progress: Wraps the loop over the stages of each pilot run, at most the limit.
     """
-    stages = max(MIN_STAGES, STAGES_PER_TEMPERATURE * temperatures)
+    stages = max(MIN_STAGES, STAGES_PER_TEMPERATURE * (CHOSEN[-1] if temperatures is None else temperatures))
     with frozen(annealing.energy), torch.inference_mode(False), torch.no_grad():
-        return choose_pilot(annealing, seed, device, stages, progress).path(temperatures, schedule)
+        pilot = choose_pilot(annealing, seed, device, stages, progress)
+        return pilot.path(temperatures or enough_temperatures(float(pilot.barrier[-1])), schedule)
+
+
+def enough_temperatures(barrier: float) -> int:
+    """Number of temperatures for a path with that barrier, in nats."""
+    return min(max(math.ceil(2 * barrier**2), CHOSEN[0]), CHOSEN[-1])
 
 
 def choose_pilot(

@@ -11,12 +11,12 @@ from ebm_lightning.partition.clusters import clusters
 from ebm_lightning.partition.log_z import log_mean_exp, relative_ess
 from ebm_lightning.partition.mixture import Mixture
 from ebm_lightning.partition.preconditioner import log_width
-from ebm_lightning.partition.resampling import systematic, take
 from ebm_lightning.partition.spread import mean_and_factor
 from ebm_lightning.partition.student import StudentT
 from ebm_lightning.samplers import frozen
 from ebm_lightning.samplers.hmc import Phase, Tempered
 from ebm_lightning.samplers.preconditioner import TurnedStep
+from ebm_lightning.samplers.resampling import systematic, take
 from ebm_lightning.supports import Box, Density, Support
 
 HEAVY_DOF, INFLATION = 2.0, 2.0  # of the wide part of the proposal, whose scale is inflated

@@ -6,7 +6,9 @@ wider proposal says how much it matters: the error of the first estimate becomes
 if they disagree the estimate is not reliable. A model without heavy tails, only wider than the proposal, passes.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from ebm_lightning.partition.annealing_path import Annealing, Steps
 from ebm_lightning.partition.mixture import Mixture
 from ebm_lightning.partition.second_run import second_opinion, wider_base
 from ebm_lightning.partition.valleys import valley_verdict
-from ebm_lightning.supports import Density
+from ebm_lightning.supports import ClassGaussians, Density
 
 EXCESS_KURTOSIS = 3.0
 REACH, LEAST_REACH = 5.0, 3.0  # standard deviations; the latter of the proposal
@@ -121,16 +123,25 @@ def _signs(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.Generat
 
 def _standardized(x: Tensor, proposal: Density, generator: torch.Generator) -> Tensor:
     """Rows of ``x`` in standard deviations of the proposal, of the likeliest component if it is a mixture."""
-    components = proposal.components if isinstance(proposal, Mixture) else [proposal]
-    of = (
-        proposal.joint_log_prob(x).argmax(1) if isinstance(proposal, Mixture) else x.new_zeros(len(x), dtype=torch.long)
-    )
+    of, components = _components(x, proposal, generator.device)
     rows, z = x.flatten(1).double(), torch.zeros_like(x.flatten(1).double())
-    for k, component in enumerate(components):
-        start = component.sample(1000, generator=generator).flatten(1).double().to(x.device)
+    for k, sample in enumerate(components):
+        start = sample(1000, generator=generator).flatten(1).double().to(x.device)
         center, scale = _location_and_scale(start)
         z[of == k] = (rows[of == k] - center) / scale
     return z
+
+
+def _components(x: Tensor, proposal: Density, device: torch.device) -> tuple[Tensor, list[Callable[..., Tensor]]]:
+    """The likeliest component for each of ``x``, shape (N,), and what draws from each component."""
+    reference = getattr(proposal, "reference", None) or proposal  # of a support
+    if isinstance(proposal, Mixture):
+        return proposal.joint_log_prob(x).argmax(1), [component.sample for component in proposal.components]
+    if isinstance(reference, ClassGaussians):
+        joint = reference.log_joint(x)
+        labels = [torch.full((1000,), k, device=device) for k in range(joint.shape[1])]
+        return joint.argmax(1), [functools.partial(reference.sample, labels=y) for y in labels]
+    return x.new_zeros(len(x), dtype=torch.long), [proposal.sample]
 
 
 def _location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:

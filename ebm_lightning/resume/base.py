@@ -12,6 +12,7 @@ from lightning.fabric.utilities.data import AttributeDict
 from torch import nn
 
 from ebm_lightning.chains import Chains
+from ebm_lightning.resume.argument_tensors import put_back, take_out
 from ebm_lightning.resume.checkpoint_io import match_keys
 from ebm_lightning.resume.hparams import constructor_arguments, describe, for_loggers
 from ebm_lightning.resume.interrupts import GracefulInterrupt
@@ -77,7 +78,8 @@ class ResumableModule(L.LightningModule):
             ValueError: An argument, such as a network from elsewhere, cannot be built from its description.
         """
         try:
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            tensors = put_back(checkpoint_path, kwargs.get("weights_only"))
+            return super().load_from_checkpoint(checkpoint_path, *args, **tensors | kwargs)
         except argparse.ArgumentError as error:  # of a checkpoint that a LightningCLI wrote
             raise ValueError(
                 f"'{checkpoint_path}' holds a configuration that cannot be built here. Import what it names, or pass "
@@ -92,6 +94,7 @@ class ResumableModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        take_out(checkpoint)
         if "optimizer_states" in checkpoint:  # not if weights alone are saved
             checkpoint["ranks"] = self._saved_ranks or self._rank_states()
         if attached_trainer(self) is not None:
@@ -135,7 +138,9 @@ class ResumableModule(L.LightningModule):
         self._continued = True
 
     def _rank_states(self) -> list[RankState]:
-        return gather_rank_states(attached_trainer(self), self.running_chains(), self.generator, self.device)
+        trainer = attached_trainer(self)  # which moves the module back to the CPU after a run
+        device = self.device if trainer is None else trainer.strategy.root_device
+        return gather_rank_states(trainer, self.running_chains(), self.generator, device)
 
     def _adopt(self, ranks: list[RankState] | None) -> None:
         """Hold what a checkpoint has of each rank. One from before training resets the chains."""

@@ -19,6 +19,7 @@ from ebm_lightning.supports.density import (
     zero_gradient,
 )
 from ebm_lightning.supports.exact_buffers import ExactBuffers
+from ebm_lightning.supports.full_float32 import full_float32
 from ebm_lightning.supports.gray_levels import GrayLevels
 
 FEATURES = 2  # of each component that a window shows
@@ -143,24 +144,25 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
         x, log_q = torch.zeros(rows.shape, device=u.device), u.new_zeros(len(u))
         canvas = self.levels.features.new_zeros(len(u), self.window.padded_size, channels * FEATURES)
         log_within, matrices = self.levels.log_within, [self._window_matrix(c) for c in range(channels)]
-        with torch.autocast(u.device.type, enabled=False):
+        last = self._last_bin
+        with full_float32(u.device.type):
             for pixels in self.window.fronts(u.device):
                 for c in range(channels):
                     seen = canvas.index_select(1, pixels.context.flatten()).view(len(u), len(pixels.places), -1)
-                    p = self._head(seen @ matrices[c], c, pixels.places).softmax(-1).double()
-                    level, of_bin, x[:, c, pixels.places] = self._inverted(p, rows[:, c, pixels.places])
+                    p = self._head(seen @ matrices[c], c, pixels.places, last).softmax(-1).double()
+                    level, of_bin, x[:, c, pixels.places] = self._inverted(p, rows[:, c, pixels.places], last)
                     canvas[:, pixels.padded, c * FEATURES : (c + 1) * FEATURES] = self.levels.features[level]
                     log_q += (of_bin.log() + log_within[level]).sum(1)
         return x.view(u.shape), log_q
 
-    def _inverted(self, p: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the cumulative distribution is ``u`` (N, P), for probabilities ``p`` (N, P, bins).
+    def _inverted(self, p: Tensor, u: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the cumulative distribution is ``u`` (N, P), for probabilities ``p`` (N, P, bins) up to bin ``last``.
 
         Returns:
             The gray level, the probability of its bin, and x, shapes (N, P).
         """
         cumulative = p.cumsum(-1)
-        index = torch.searchsorted(cumulative, u[..., None]).clamp(max=self._last_bin)
+        index = torch.searchsorted(cumulative, u[..., None]).clamp(max=last)
         of_bin = p.gather(-1, index)
         inside = (u[..., None] - cumulative.gather(-1, index) + of_bin) / of_bin
         level, x = self.levels.at_key((index + inside.clamp(0, 1 - 1e-9))[..., 0])
@@ -186,17 +188,21 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
         r = self.radius
         images = self.levels.features[level].permute(0, 1, 3, 2).reshape(len(level), -1, height, breadth)
         images = F.pad(images, (r, r, r, 0)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(level.device.type, enabled=False):
+        with full_float32(level.device.type):
             seen = F.conv2d(images, self._masked_window()).permute(0, 2, 3, 1).flatten(1, 2)
-            heads = [self._head(part, c, slice(None)) for c, part in enumerate(seen.split(self.width, -1))]
+            last, parts = self._last_bin, seen.split(self.width, -1)
+            heads = [self._head(part, c, slice(None), last) for c, part in enumerate(parts)]
         return torch.stack(heads, 1)
 
-    def _head(self, seen: Tensor, c: int, pixels: Tensor | slice) -> Tensor:
-        """Logits of the bins of channel ``c``, shape (N, P, bins), from what its window shows (N, P, width)."""
+    def _head(self, seen: Tensor, c: int, pixels: Tensor | slice, last: Tensor) -> Tensor:
+        """Logits of the bins of channel ``c``, shape (N, P, bins), from what its window shows (N, P, width).
+
+        Those after bin ``last`` are -inf.
+        """
         hidden = F.silu(seen + self.position[c, pixels])
         hidden = F.silu(hidden @ self.hidden_weight[c] + self.hidden_bias[c])
         logits = hidden @ self.out_weight[c] + self.out_position[c, pixels]
-        return logits.masked_fill(torch.arange(self.bins, device=logits.device) > self._last_bin, -math.inf)
+        return logits.masked_fill(torch.arange(self.bins, device=logits.device) > last, -math.inf)
 
     def _masked_window(self) -> Tensor:
         mask = self.window.mask.to(self.window_weight)
@@ -208,8 +214,8 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
         return weight[..., : self.window.size].permute(2, 1, 0).flatten(0, 1)
 
     @property
-    def _last_bin(self) -> int:
-        return int(self.levels.bin_of_level[-1])
+    def _last_bin(self) -> Tensor:
+        return self.levels.bin_of_level[-1]  # a tensor: a number would wait for the GPU
 
     def _check_fitted(self, x: Tensor) -> None:
         if not self.fitted:

@@ -1,6 +1,6 @@
 """The order in which an autoregressive density draws the components of an image, and what each of them sees."""
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,21 +57,26 @@ class CausalWindow:
     @property
     def padded_size(self) -> int:
         """Number of pixels of the image with ``radius`` more rows above and columns on both sides."""
-        return (self.shape[1] + self.radius) * self._padded_width
+        return (self.shape[1] + self.radius) * self.padded_width
 
     @property
-    def _padded_width(self) -> int:
+    def padded_width(self) -> int:
         return self.shape[2] + 2 * self.radius
 
-    def fronts(self, device: torch.device) -> Iterator[Front]:
-        """The pixels in the order in which they are drawn."""
-        _, height, width = self.shape
-        row, column = torch.arange(height)[:, None], torch.arange(width)
-        time = (row * (self.radius + 1) + column).flatten()
-        padded = ((row + self.radius) * self._padded_width + column + self.radius).flatten()
-        kernel = torch.arange(self.size)
-        above, aside = kernel // (2 * self.radius + 1) - self.radius, kernel % (2 * self.radius + 1) - self.radius
-        context = padded[:, None] + above * self._padded_width + aside
-        for t in time.unique():
-            index = (time == t).nonzero().flatten()
-            yield Front(index.to(device), padded[index].to(device), context[index].to(device))
+    def fronts(self, device: torch.device) -> list[Front]:
+        """The pixels in the order in which they are drawn. They are computed once for each device."""
+        return _fronts(self.shape, self.radius, device)
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _fronts(shape: tuple[int, ...], radius: int, device: torch.device) -> list[Front]:
+    window, (_, height, width) = CausalWindow(shape, radius), shape
+    row, column = torch.arange(height)[:, None], torch.arange(width)
+    time = (row * (radius + 1) + column).flatten()
+    padded = ((row + radius) * window.padded_width + column + radius).flatten()
+    kernel = torch.arange(window.size)
+    above, aside = kernel // (2 * radius + 1) - radius, kernel % (2 * radius + 1) - radius
+    context = padded[:, None] + above * window.padded_width + aside
+    indices = [(time == t).nonzero().flatten() for t in time.unique()]
+    return [Front(i.to(device), padded[i].to(device), context[i].to(device)) for i in indices]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ebm_lightning import Calibration
 from ebm_lightning.callbacks.calibration import plot_reliability
@@ -27,6 +28,20 @@ def test_ece_by_hand(tmp_path):
 
 def test_a_diagram_with_all_images_in_one_bin(tmp_path):
     plot_reliability(torch.ones(3), torch.ones(3), 15, 0.0).savefig(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("images", [3, 5, 450])
+def test_tick_labels_do_not_overlap(images):
+    """Kills: a label at every minor tick of the logarithmic axis."""
+    figure = plot_reliability(torch.rand(images), torch.ones(images), 15, 0.0)
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        for axis, side in ((axes.xaxis, "x"), (axes.yaxis, "y")):
+            ticks = [*axis.get_majorticklabels(), *axis.get_minorticklabels()]
+            boxes = [t.get_window_extent() for t in ticks if t.get_text() and t.get_visible()]
+            spans = sorted((getattr(b, f"{side}0"), getattr(b, f"{side}1")) for b in boxes if b.width)
+            inside = [s for s in spans if s[1] > 0]
+            assert all(low >= end for (_, end), (low, _) in zip(inside, inside[1:], strict=False)), (axis, spans)
 
 
 def test_bad_arguments():

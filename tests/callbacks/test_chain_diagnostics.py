@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ebm_lightning import GHMC, ChainDiagnostics, ConditionalEBM, SupportInit
+from ebm_lightning import GHMC, ChainDiagnostics, ConditionalEBM, ReweightedBuffer, SupportInit
 from ebm_lightning.callbacks.chain_diagnostics import at_wall, chain_metrics, duplicates
 from ebm_lightning.chains.step import ChainStep
 from ebm_lightning.networks import MLP
@@ -33,7 +33,13 @@ ONLY_CLASSES = {"generative_weight": 0.0, "class_conditional_weight": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"), [({}, "age_mean"), (ONLY_CLASSES, "age_mean"), ({"sampler": GHMC(steps=2)}, "acceptance")]
+    ("arguments", "name"),
+    [
+        ({}, "age_mean"),
+        (ONLY_CLASSES, "age_mean"),
+        ({"sampler": GHMC(steps=2)}, "acceptance"),
+        ({"chains": ReweightedBuffer(24)}, "log_z"),
+    ],
 )
 def test_metrics_are_logged(tmp_path, arguments, name):
     t = trainer(tmp_path, callbacks=[ChainDiagnostics(1)])

@@ -53,7 +53,7 @@ def test_logged_names_and_reproducibility(tmp_path, loader):
     for _ in range(2):
         callback = SampleQuality(Penultimate(net), net, "net", steps=3, samples=25, batch_size=10)
         found += trainer(tmp_path, callbacks=[callback]).test(image_jem(), loader, verbose=False)
-    names = {"fid_net", "fid_net_floor", "kid_net", "kid_std_net", "kid_net_floor", "is_net", "is_net_data"}
+    names = {"fid_net", "fid_net_floor", "kid_net", "kid_net_std_err", "kid_net_floor", "is_net", "is_net_data"}
     names |= {"fid_net_start", "kid_net_start", "is_net_start"}
     assert {f"samples/{name}" for name in names} <= set(found[0])
     assert not any(name in ("samples/fid", "samples/kid", "samples/is") for name in found[0])

@@ -256,6 +256,17 @@ def test_state_does_not_change_where_gradients_are_off(mode):
     assert all(torch.equal(v, state[k]) for k, v in energy.state_dict().items())
 
 
+def test_a_second_run_works_in_inference_mode():
+    """Of a model that is wider than its reference, which a density fitted to the ends of the chains confirms."""
+    support, results = Gaussian(0.0, 1.0, (3,)), []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            results.append(ais(lambda x: x.square().sum(1) / 32, support, temperatures=100, num_chains=200, seed=0))
+    assert results[0].log_z == results[1].log_z
+    assert results[0].gradient_evaluations == results[1].gradient_evaluations
+    assert abs(results[0].log_z - 1.5 * math.log(32 * math.pi)) < 5 * results[0].std_err
+
+
 def test_gradient_evaluations_and_progress_are_counted():
     rows, loops = [], []
 

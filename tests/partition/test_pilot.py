@@ -243,3 +243,19 @@ def test_steps_share_their_matrices(seed):
     assert isinstance(last, TurnedStep)
     assert last.turn.left.dtype == torch.float32
     assert len(steps.turns) < 20
+
+
+@pytest.mark.parametrize(("std", "at_least", "at_most"), [(1.0, 100, 100), (0.2, 101, 2000)])
+def test_the_number_of_temperatures_follows_the_barrier(std, at_least, at_most, seed):
+    """Mutants: the barrier instead of its square, no lower limit."""
+    dimensions = 64
+    result = ais(
+        lambda x: 0.5 * (x / std).square().sum(1),
+        Gaussian(0, 1, (dimensions,)),
+        temperatures=None,
+        num_chains=100,
+        generator=make_generator(seed),
+    )
+    assert at_least <= len(result.betas) - 1 <= at_most
+    exact = dimensions * math.log(std * math.sqrt(2 * math.pi))
+    assert result.log_z == pytest.approx(exact, abs=5 * result.std_err + 0.05)

@@ -20,7 +20,7 @@ from ebm_lightning.partition.tails import beyond_the_chains, tail_verdict
 from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC
-from ebm_lightning.supports import Box, Euclidean
+from ebm_lightning.supports import Box, ClassGaussians, Euclidean
 from tests.conftest import gaussian_z, z_score
 
 N = 1000
@@ -260,3 +260,14 @@ def test_a_second_run_for_heavy_tails_is_not_fitted_to_the_ends(seed):
     assert isinstance(base, Mixture)
     assert [type(component) for component in base.components] == [Normal, StudentT]
     assert base.components[1].dof == 2
+
+
+def test_ends_are_compared_with_their_class(seed):
+    """Classes of different widths look like heavy tails together. Mutant: one location and scale for all classes."""
+    gaussians, y = ClassGaussians(), torch.arange(10 * N) % 10
+    x = torch.randn(10 * N, 4, generator=make_generator(seed, "x")) * torch.where(y == 0, 10.0, 1.0)[:, None]
+    gaussians.fit([(x, y)], 10)
+    generator = make_generator(seed, "directions")
+    for proposal in (gaussians, Euclidean((4,), reference=gaussians)):
+        assert not tail_verdict(x[:N], EQUAL, proposal, generator)
+        assert tail_verdict(3 * x[:N], EQUAL, proposal, generator)

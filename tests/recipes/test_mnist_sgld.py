@@ -1,4 +1,4 @@
-"""recipes/mnist.py from the command line, on random images in the files' format."""
+"""recipes/mnist_sgld.py from the command line, on random images in the files' format."""
 
 import json
 
@@ -21,7 +21,7 @@ SMALL = [
 @pytest.mark.slow
 def test_both_models_are_trained_and_evaluated(tmp_path):
     write_idx(tmp_path / "data", sizes=(5200, 60))
-    done = run_recipe(tmp_path, "mnist.py", *SMALL, "--data.download", "false")
+    done = run_recipe(tmp_path, "mnist_sgld.py", *SMALL, "--data.download", "false")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "mnist-0"
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
@@ -36,8 +36,8 @@ def test_both_models_are_trained_and_evaluated(tmp_path):
 @pytest.mark.slow
 def test_the_config_for_fashionmnist_trains_and_saves_both_models(tmp_path):
     write_idx(tmp_path / "data", "FashionMNIST", sizes=(5200, 20))
-    config = ["--config", str(RECIPES / "fashionmnist.yaml")]
-    done = run_recipe(tmp_path, "mnist.py", *config, *SMALL, "--evaluate", "false", "--keep_memory", "true")
+    config = ["--config", str(RECIPES / "fashionmnist_sgld.yaml")]
+    done = run_recipe(tmp_path, "mnist_sgld.py", *config, *SMALL, "--evaluate", "false", "--keep_memory", "true")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "fashionmnist-0"
     assert set(json.loads((folder / "training.json").read_text())["val/accuracy"]) == {"baseline", "jem"}
@@ -51,7 +51,7 @@ def test_the_config_for_fashionmnist_trains_and_saves_both_models(tmp_path):
 
 @pytest.mark.slow
 def test_settings_of_the_data_have_the_names_of_the_data_module(tmp_path):
-    done = run_recipe(tmp_path, "mnist.py", "--data", "FashionMNIST", "--data.size", "100", "--print_config")
+    done = run_recipe(tmp_path, "mnist_sgld.py", "--data", "FashionMNIST", "--data.size", "100", "--print_config")
     data = yaml.safe_load(done.stdout)["data"]
     assert data["class_path"] == "ebm_lightning.data.FashionMNIST"
     assert {key: data["init_args"][key] for key in ("batch_size", "separate_batch_size", "augment", "noise_std")} == {
@@ -65,7 +65,7 @@ def test_settings_of_the_data_have_the_names_of_the_data_module(tmp_path):
 
 @pytest.mark.slow
 def test_help_is_short_and_explains_every_option(tmp_path):
-    text = run_recipe(tmp_path, "mnist.py", "--help").stdout
+    text = run_recipe(tmp_path, "mnist_sgld.py", "--help").stdout
     assert len(text.splitlines()) < 140
     for option in ("--data.help", "--max_steps", "--baseline_max_steps", "--sampler_steps", "--initial", "--evaluate"):
         assert option in text
@@ -74,6 +74,6 @@ def test_help_is_short_and_explains_every_option(tmp_path):
 
 def test_a_variant_leaves_the_data_module_as_it_is():
     data = MNIST("data", noise_std=0.5, separate_batch_size=8)
-    plain = recipe("mnist.py").variant(data, noise_std=0.0, separate_batch_size=None)
+    plain = recipe("mnist_sgld.py").variant(data, noise_std=0.0, separate_batch_size=None)
     assert (plain.noise_std, plain.separate_batch_size, plain.batch_size) == (0.0, None, 64)
     assert (data.noise_std, data.separate_batch_size) == (0.5, 8)
