@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-EXTRAS = {"matplotlib": "images", "torchvision": "images", "sklearn": "recipes"}
+EXTRAS = {
+    **dict.fromkeys(("matplotlib", "torchvision"), "images"),
+    **dict.fromkeys(("jsonargparse", "sklearn", "tqdm"), "recipes"),
+}
 """The extra of this package that installs each optional package."""
 
 

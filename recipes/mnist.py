@@ -19,7 +19,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jsonargparse import auto_cli
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from ebm_lightning import (
     AutoregressiveDensity,
@@ -28,7 +28,6 @@ from ebm_lightning import (
     NoiseContrastiveJEM,
     NoiseRefresh,
     ReplayBuffer,
-    SampleGrid,
     evaluate,
 )
 from ebm_lightning.data import ImageDataModule
@@ -161,7 +160,10 @@ def train(name: Literal["jem", "baseline"], options: Options, folder: Path) -> f
         devices=1,
         precision=options.precision,
         logger=run_logger(options.logger, folder / name, f"{folder.name}-{name}", folder.name, ["density", name]),
-        callbacks=make_callbacks(name, folder),
+        callbacks=[
+            EMAWeightAveraging(decay=0.995),
+            ModelCheckpoint(folder, filename=name, save_last=False, enable_version_counter=False),
+        ],
         gradient_clip_val=options.gradient_clip,
         enable_progress_bar=options.progress_bar,
         enable_model_summary=False,
@@ -172,14 +174,6 @@ def train(name: Literal["jem", "baseline"], options: Options, folder: Path) -> f
     if options.logger == "wandb":
         finish_wandb()
     return accuracy
-
-
-def make_callbacks(name: Literal["jem", "baseline"], folder: Path) -> list[Callback]:
-    checkpoint = ModelCheckpoint(folder, filename=name, save_last=False, enable_version_counter=False)
-    callbacks: list[Callback] = [EMAWeightAveraging(decay=0.995), checkpoint]
-    if name == "jem":
-        callbacks.append(SampleGrid(1, directory=folder, scale=2))
-    return callbacks
 
 
 def evaluate_both(options: Options, folder: Path) -> None:

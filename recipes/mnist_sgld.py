@@ -209,4 +209,4 @@ def variant(data: ImageDataModule, **changes: Any) -> ImageDataModule:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Options, as_positional=False, set_defaults={"data": DATA}))
+    main(auto_cli(Options, usage="%(prog)s [options]", as_positional=False, set_defaults={"data": DATA}))

@@ -4,6 +4,7 @@ It needs no pytest and no sources, so that CI runs it in clean environments, see
 """
 
 import importlib.util
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -48,8 +49,17 @@ def log_z_is_right(model: JEM) -> None:
 def without_extras() -> None:
     """The base install trains and estimates log Z; names that need an extra say how to install it."""
     assert not any(map(importlib.util.find_spec, OPTIONAL)), "this environment has an optional package"
+    model = ebm_lightning.load("rings")
+    assert model.score(model.sample(4)).shape == (4,)
+    assert "`rings`" in command("models")
     for name in ("AISLogZ", "OODDetection", "SampleGrid"):
         assert missing(name).endswith(': pip install "ebm_lightning[images]"')
+
+
+def command(*arguments: str) -> str:
+    """What the command ``ebm-lightning`` of this environment prints."""
+    script = Path(sys.executable).parent / "ebm-lightning"
+    return subprocess.run([script, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def missing(name: str) -> str:
@@ -64,6 +74,7 @@ def missing(name: str) -> str:
 def with_extras(folder: Path) -> None:
     """Every public name can be imported, and a callback draws on real digits."""
     assert all(getattr(ebm_lightning, name) for name in ebm_lightning.__all__)
+    assert "runs/density_digits" in command("fit", "--config", "density_digits", "--print_config")
     data = ebm_lightning.data.Digits()
     model = JEM(ebm_lightning.networks.ConvNet((1, 8, 8), 10, 4), 10, data.support, SGLD.jem(2), ReplayBuffer(64))
     grid = ebm_lightning.SampleGrid(1, directory=folder)

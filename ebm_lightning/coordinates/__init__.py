@@ -5,6 +5,7 @@ from ebm_lightning.coordinates.compose import Compose
 from ebm_lightning.coordinates.flow import Flow
 from ebm_lightning.coordinates.normal_scores import NormalScores
 from ebm_lightning.coordinates.quantiles import Quantiles
+from ebm_lightning.coordinates.radial_power import RadialPower
 from ebm_lightning.coordinates.whitening import Whitening
 
-__all__ = ["Compose", "Coordinates", "Flow", "Identity", "NormalScores", "Quantiles", "Whitening"]
+__all__ = ["Compose", "Coordinates", "Flow", "Identity", "NormalScores", "Quantiles", "RadialPower", "Whitening"]

@@ -9,10 +9,13 @@ from ebm_lightning.data.digits import Digits
 from ebm_lightning.data.image_arrays import ImageArrays
 from ebm_lightning.data.image_sets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, NotMNIST
 from ebm_lightning.data.images import Augment, ImageDataModule, stratified_order
+from ebm_lightning.data.near_and_far import NearAndFar, near_and_far
 from ebm_lightning.data.ood_images import OOD_PAIRS, ood_image_sets, ood_images
 from ebm_lightning.data.resumable_loader import EpochSampler, resumable_loader
 from ebm_lightning.data.rings import Rings
 from ebm_lightning.data.sources import SOURCES, MissingImages, Source
+from ebm_lightning.data.table import Table
+from ebm_lightning.data.textures import textures
 
 __all__ = [
     "CIFAR10",
@@ -31,14 +34,18 @@ __all__ = [
     "ImageArrays",
     "ImageDataModule",
     "MissingImages",
+    "NearAndFar",
     "NotMNIST",
     "Rings",
     "Source",
+    "Table",
     "dequantize",
     "mirrored",
+    "near_and_far",
     "ood_image_sets",
     "ood_images",
     "resumable_loader",
     "shifted",
     "stratified_order",
+    "textures",
 ]

@@ -41,6 +41,7 @@ class Rings(L.LightningDataModule):
         super().__init__()
         self.radii = tuple(radii)
         self.noise = noise
+        self.half_width = half_width
         self.size = size
         self.batch_size = batch_size
         self.seed = seed

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import importlib.util
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ebm_lightning.modules import JEM, ClassificationRBM, ConditionalEBM
+from ebm_lightning.modules import JEM, ConditionalEBM
 
 
 def load_model(path: Path | str, classifier: nn.Module | None = None) -> ConditionalEBM:
@@ -22,14 +23,19 @@ def load_model(path: Path | str, classifier: nn.Module | None = None) -> Conditi
     predictions are those of the saved model unless the class overrides them.
 
     Arguments:
-        path: A checkpoint of a JEM or a ConditionalEBM.
+        path: A checkpoint of a ConditionalEBM, or of a subclass such as JEM.
         classifier: Network with the architecture of the checkpoint. Needed only if the checkpoint cannot rebuild it,
             because it is not one of this library's networks. It is copied.
 
     Raises:
-        ValueError: The checkpoint is of another kind of module, such as an RBM, or ``classifier`` is needed.
+        ValueError: The file is no checkpoint, or of another kind of module, or ``classifier`` is needed.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"'path' should be a checkpoint of a JEM or a ConditionalEBM, got {path}, which holds something else."
+        ) from error
     kind = _class_of(checkpoint, path)
     given: dict[str, Any] = {} if classifier is None else {"classifier": copy.deepcopy(classifier)}
     return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given).eval()
@@ -42,10 +48,10 @@ def _class_of(checkpoint: dict[str, Any], path: Path | str) -> type[ConditionalE
     if module.split(".")[0] == "ebm_lightning" and importlib.util.find_spec(module):
         importlib.import_module(module)
     kind = getattr(sys.modules.get(module), name, None)
-    if isinstance(kind, type) and issubclass(kind, ConditionalEBM) and not issubclass(kind, ClassificationRBM):
+    if isinstance(kind, type) and issubclass(kind, ConditionalEBM):
         return kind
     if kind is not None or not saved or "num_classes" not in checkpoint.get("hyper_parameters", {}):
-        raise ValueError(f"'path' should be a checkpoint of a JEM or a ConditionalEBM, and not of an RBM, got {path}.")
+        raise ValueError(f"'path' should be a checkpoint of a JEM or a ConditionalEBM, got {path}.")
     base = JEM if "sampler" in checkpoint["hyper_parameters"] or _has_chains(checkpoint) else ConditionalEBM
     warnings.warn(
         f"'{path}' is of the class {saved}, which is not imported: it is loaded as {base.__name__}. Import the class "

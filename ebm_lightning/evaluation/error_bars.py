@@ -100,6 +100,58 @@ def auroc_std_err(of_inside: Tensor, of_outside: Tensor) -> float:
     return max(math.hypot(*parts), floor)
 
 
+def fpr_std_err(inside: Tensor, outside: Tensor, kept: int, resamples: int = 200, seed: int = 0) -> float:
+    """Standard error of the fraction of ``outside`` at or above the ``kept``-th largest of ``inside``.
+
+    That of a bootstrap of both sets. A resample's threshold is one of the scores ``inside``. Its rank is that of an
+    order statistic of uniform numbers, which has a beta distribution. It is positive at 0 and 1 too.
+
+    References:
+        Efron, Bootstrap methods: another look at the jackknife, 1979, for the bootstrap of quantiles.
+
+    Arguments:
+        inside: Scores of in-distribution data, shape (N,).
+        outside: Scores of out-of-distribution data, shape (M,).
+        kept: How many of ``inside`` the threshold keeps.
+        resamples: Number of thresholds.
+        seed: Their seed.
+    """
+    n, m = len(inside), len(outside)
+    generator = make_generator(seed, "thresholds")
+    below, above = (
+        torch._standard_gamma(torch.full((resamples,), float(k), dtype=torch.float64), generator=generator)
+        for k in (n - kept + 1, kept)
+    )
+    rank = (n * below / (below + above)).long().clamp(max=n - 1)
+    thresholds = inside.sort().values.cpu()[rank]
+    accepted = 1 - torch.searchsorted(outside.sort().values.cpu(), thresholds).double() / m
+    variance = accepted.var() + (accepted * (1 - accepted)).mean() / m
+    return max(math.sqrt(float(variance)), fraction_std_err(float(accepted.mean()), m))
+
+
+def kid_std_err(real: Tensor, fake: Tensor, groups: int = 10) -> float:
+    """Standard error of the KID between features (N, D) and (M, D) that comes from the number of samples ``fake``.
+
+    A jackknife that leaves out one of ``groups`` groups of samples at a time. Of more than 4000 samples it takes every
+    second, third, ..., and scales the error to their number.
+    """
+    scale = math.sqrt(len(fake[:: _stride(fake)]) / len(fake))
+    real, fake = real[:: _stride(real)].double(), fake[:: _stride(fake)].double()
+    within, between = ((fake @ other.T / real.shape[1] + 1) ** 3 for other in (fake, real))
+    within.fill_diagonal_(0)
+    group = torch.arange(len(fake)) % groups
+    left_out = []
+    for k in range(groups):
+        rows = group != k
+        n = int(rows.sum())
+        left_out.append(within[rows][:, rows].sum() / (n * (n - 1)) - 2 * between[rows].mean())
+    return scale * math.sqrt((groups - 1) * float(torch.stack(left_out).var(correction=0)))
+
+
+def _stride(rows: Tensor) -> int:
+    return -(-len(rows) // 4000)
+
+
 def fid_std_err(real: Tensor, fake: Tensor, groups: int = 10) -> float:
     """Standard error of the FID between features (N, D) and (M, D) that comes from the number of samples ``fake``.
 

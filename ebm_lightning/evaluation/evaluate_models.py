@@ -70,7 +70,7 @@ def evaluate(
     l2: tuple[float, ...] = (0.5, 1.0, 2.0),
     noise: tuple[float, ...] = (0.25, 0.5, 1.0),
     refine_steps: tuple[int, ...] = (0, 1, 5, 20),
-    ais_temperatures: int = 200,
+    ais_temperatures: int | None = None,
     ais_num_chains: int = 100,
     device: str = "auto",
     seed: int = 0,
@@ -91,7 +91,8 @@ def evaluate(
         output: Folder for the results, new or empty; by default the next free runs/eval-N.
         title: Title of the report.
         features: Maps images to features (N, D) for FID and KID, whose metrics are then named after its class; by
-            default the input of the last linear layer of the baseline, or of the model without a baseline.
+            default the input of the last linear layer of the baseline, or of the model without a baseline. If there is
+            no linear layer, the images themselves.
         ood: Out-of-distribution images: names such as SVHN or of .npz files in ``ood_root``, or a mapping from names to
             images in the model's support; by default the sets that are commonly used for the data. Sets made from the
             test images are always added, see :data:`ebm_lightning.evaluation.OOD_SETS`.
@@ -110,7 +111,8 @@ def evaluate(
         l2: Radii of the L2 attack, in units of x.
         noise: Standard deviations of Gaussian noise, in units of x.
         refine_steps: Sampler steps on test images before they are classified; empty to leave refinement out.
-        ais_temperatures: Temperatures of annealed importance sampling of log Z; 0 to leave it out.
+        ais_temperatures: Temperatures of annealed importance sampling of log Z, by default as many as its path needs; 0
+            to leave it out.
         ais_num_chains: Chains of annealed importance sampling.
         device: Lightning's accelerator.
         seed: Seed of chains, attacks and random out-of-distribution sets.

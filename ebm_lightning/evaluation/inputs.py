@@ -16,7 +16,8 @@ from ebm_lightning.evaluation.measurements import FeatureNetwork, holds_images
 from ebm_lightning.evaluation.ood_sets import OODSet, usual_sets
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.modules.fit_densities import in_coordinates
-from ebm_lightning.modules.training_data import pass_over, seeded_globally
+from ebm_lightning.modules.random_state import seeded_globally
+from ebm_lightning.modules.training_data import pass_over
 from ebm_lightning.supports import Density, Support
 from ebm_lightning.supports.density import FittedDensity
 
@@ -96,11 +97,16 @@ def ood_sources(
 
 
 def feature_network(features: nn.Module | None, models: Mapping[str, ConditionalEBM]) -> FeatureNetwork:
-    """``features``, or by default the last hidden layer of the baseline's classifier, or of the model's without one."""
+    """``features``, or by default the last hidden layer of the baseline's classifier, or of the model's without one.
+
+    A classifier without a linear layer, such as that of an RBM, has no such features: they are the inputs themselves.
+    """
     if features is not None:
         return FeatureNetwork(features, None, type(features).__name__)
     network = models.get("baseline", models["model"])
     classifier = copy.deepcopy(nn.Sequential(network.coordinates, network.classifier))
+    if not any(isinstance(module, nn.Linear) for module in classifier.modules()):
+        return FeatureNetwork(nn.Flatten(), classifier, "inputs")
     return FeatureNetwork(Penultimate(classifier), classifier, "classifier" if "baseline" in models else "model")
 
 

@@ -53,7 +53,7 @@ class Settings:
     l2: Sequence[float]
     noise: Sequence[float]
     refine_steps: Sequence[int]
-    ais_temperatures: int
+    ais_temperatures: int | None
     ais_num_chains: int
     seed: int
     progress_bar: bool
@@ -62,7 +62,7 @@ class Settings:
         for name in ("bins", "ood_images", "sampler_steps", "attacked_images", "attack_steps", "ais_num_chains"):
             check_integer(name, getattr(self, name), at_least=1)
         check_integer("samples", self.samples, at_least=20, remedy="Fewer have no useful covariance.")
-        check_integer("ais_temperatures", self.ais_temperatures, at_least=0)
+        check_integer("ais_temperatures", self.ais_temperatures, at_least=0, optional=True)
         check_integer("seed", self.seed)
         for name in ("linf", "l2", "noise"):
             for size in getattr(self, name):
@@ -145,7 +145,7 @@ class Measurements:
         if s.refine_steps:
             progress = s.progress("refinement")
             callbacks.append(Refinement(s.refine_steps, self.sampler, s.attacked_images, s.seed, progress))
-        if s.ais_temperatures and self.support.log_mass < math.inf:
+        if s.ais_temperatures != 0 and self.support.log_mass < math.inf:
             callbacks.append(self._ais(folder))
         return callbacks
 

@@ -14,7 +14,7 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.utilities import dim_zero_cat
 
-from ebm_lightning.evaluation.error_bars import auroc_std_err, fid_std_err, placements
+from ebm_lightning.evaluation.error_bars import auroc_std_err, fid_std_err, fpr_std_err, kid_std_err, placements
 
 
 class OODScores(Metric):
@@ -29,6 +29,8 @@ class OODScores(Metric):
     - ``fpr95``: the fraction of out-of-distribution data at or above the largest threshold that keeps at least 95 % of
       the in-distribution data. 0 is best, and 0.95 or more is chance. Nothing is interpolated, so ties count as
       accepted.
+    - ``fpr95_std_err``: its standard error, from the numbers of data, see
+      :func:`ebm_lightning.evaluation.error_bars.fpr_std_err`.
     - ``aupr_in`` and ``aupr_out``: the area under the curve of precision and recall, of finding in-distribution data by
       high scores, and out-of-distribution data by low scores. 1 is best. Chance is their share of all data, so values
       depend on the numbers of data.
@@ -66,11 +68,13 @@ class OODScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         inside, outside = self.scores()
-        error = auroc_std_err(*placements(inside, outside))
+        errors = auroc_std_err(*placements(inside, outside)), fpr_std_err(inside, outside, _kept(inside))
+        auroc_error, fpr_error = torch.tensor(errors, dtype=torch.float64, device=inside.device)
         return {
             "auroc": _auroc(inside, outside),
-            "auroc_std_err": torch.tensor(error, dtype=torch.float64, device=inside.device),
+            "auroc_std_err": auroc_error,
             "fpr95": _fpr95(inside, outside),
+            "fpr95_std_err": fpr_error,
             "aupr_in": _aupr(inside, outside),
             "aupr_out": _aupr(-outside, -inside),
         }
@@ -92,9 +96,12 @@ def _ranks(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fpr95(inside: Tensor, outside: Tensor) -> Tensor:
-    kept = -(-95 * len(inside) // 100)  # ceil(0.95 n) in integers: in floating point it may be one too large
-    threshold = inside.sort(descending=True).values[kept - 1]
+    threshold = inside.sort(descending=True).values[_kept(inside) - 1]
     return (outside >= threshold).double().mean()
+
+
+def _kept(inside: Tensor) -> int:
+    return -(-95 * len(inside) // 100)  # ceil(0.95 n) in integers: in floating point it may be one too large
 
 
 def bits_per_dim(nats: float, shape: tuple[int, ...], width: float, num_levels: int) -> float:
@@ -117,7 +124,7 @@ def bits_per_dim(nats: float, shape: tuple[int, ...], width: float, num_levels: 
 def fid_and_kid(real: Tensor, fake: Tensor, label: str, suffix: str) -> dict[str, float]:
     r"""FID and KID between features (N, D) and (M, D), named ``fid_<label><suffix>`` and ``kid_<label><suffix>``.
 
-    Without a suffix also ``fid_<label>_std_err``, from the number of samples, and ``kid_std_<label>``.
+    Without a suffix also ``fid_<label>_std_err`` and ``kid_<label>_std_err``, from the number of samples.
 
     .. math:: FID = \|\mu - \mu'\|^2 + \mathrm{tr}(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2})
 
@@ -133,11 +140,12 @@ def fid_and_kid(real: Tensor, fake: Tensor, label: str, suffix: str) -> dict[str
     for metric in (fid, kid):
         metric.update(real, real=True)
         metric.update(fake, real=False)
-    mean, std = kid.compute()
+    mean, _ = kid.compute()
     metrics = {f"fid_{label}{suffix}": float(fid.compute()), f"kid_{label}{suffix}": float(mean)}
     if suffix:
         return metrics
-    return metrics | {f"fid_{label}_std_err": fid_std_err(real, fake), f"kid_std_{label}": float(std)}
+    errors = {f"fid_{label}_std_err": fid_std_err(real, fake), f"kid_{label}_std_err": kid_std_err(real, fake)}
+    return metrics | errors
 
 
 def inception_score(logits: Tensor, label: str, suffix: str) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ebm_lightning.evaluation.loggers import LoggerName, finish_wandb, run_logge
 from ebm_lightning.evaluation.measurements import Measurements
 from ebm_lightning.evaluation.names import model_names
 from ebm_lightning.modules import ConditionalEBM
-from ebm_lightning.modules.training_data import seeded_globally
+from ebm_lightning.modules.random_state import seeded_globally
 from ebm_lightning.samplers import eval_mode
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ebm_lightning.chains import Chains, DataInit
 from ebm_lightning.contracts import changes_input
 from ebm_lightning.coordinates import Coordinates, Identity
 from ebm_lightning.energies import JointEnergy
+from ebm_lightning.modules.random_state import isolate_rng
 from ebm_lightning.resume.lightning_internals import attached_trainer
 from ebm_lightning.samplers import eval_mode
 from ebm_lightning.supports import Box

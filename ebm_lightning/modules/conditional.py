@@ -140,6 +140,11 @@ class ConditionalEBM(ResumableModule):
         """Logits, shape (N, K)."""
         return self._logits(self.coordinates(x))
 
+    def checked_logits(self, x: Tensor) -> Tensor:
+        """Logits of inputs as :meth:`inputs_and_labels` returns them, shape (N, K). Losses and metrics are of these."""
+        logits: Tensor = self(x)
+        return logits
+
     def _logits(self, u: Tensor) -> Tensor:
         """Logits of points in coordinates, shape (N, K)."""
         logits: Tensor = self.chain_energy.logits(u)
@@ -169,7 +174,7 @@ class ConditionalEBM(ResumableModule):
 
     def loss_terms(self, x: Tensor, y: Tensor) -> Terms:
         """The weight and value of each term of the loss. Term ``t`` is logged as ``train/loss_t``."""
-        return {"clf": (1.0, self.conditional_loss(self(x), y))}
+        return {"clf": (1.0, self.conditional_loss(self.checked_logits(x), y))}
 
     def compute_loss(self, *batch: Tensor) -> tuple[Tensor, Terms]:
         """The weighted sum of the terms of the loss, and the terms.
@@ -298,7 +303,7 @@ class ConditionalEBM(ResumableModule):
         return outputs
 
     def _outputs(self, x: Tensor) -> dict[str, Tensor]:
-        logits = self(x)
+        logits = self.checked_logits(x)
         return {"logits": logits, "energy": self.energy.from_logits(logits, x)}
 
     def _divergence_message(self, values: dict[str, Tensor]) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ebm_lightning.modules.training_data import seeded_globally, training_batches
+from ebm_lightning.modules.random_state import seeded_globally
+from ebm_lightning.modules.training_data import training_batches
 from ebm_lightning.resume.lightning_internals import averaged_modules
 
 

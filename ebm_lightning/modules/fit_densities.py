@@ -11,7 +11,8 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
-from ebm_lightning.modules.training_data import seeded_globally, training_batches
+from ebm_lightning.modules.random_state import seeded_globally
+from ebm_lightning.modules.training_data import training_batches
 from ebm_lightning.resume.lightning_internals import averaged_modules
 from ebm_lightning.supports.density import FittedDensity, Progress
 

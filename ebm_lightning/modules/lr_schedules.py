@@ -1,5 +1,6 @@
 """Learning-rate schedules: how a module's schedule is stepped, and the one of JEM and its successors."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -129,3 +130,13 @@ class WarmupMultiStep(LambdaLR):
     def _factor(self, step: int) -> float:
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         return warmup * self.gamma ** sum(milestone <= step for milestone in self.milestones)
+
+
+def warmup_and_decay(step: int, total: float, warmup: float = 0.05) -> float:
+    """The factor of the learning rate at ``step``: up in the first ``warmup`` of ``total`` steps, then linearly to 0.
+
+    Without an end, ``total`` is infinite and the factor is 1.
+    """
+    if not math.isfinite(total):
+        return 1.0
+    return min((step + 1) / max(1.0, warmup * total), max(0.0, 1 - step / total))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from ebm_lightning.modules.batches import Batch, class_indices, with_labels
+from ebm_lightning.modules.random_state import isolate_rng
 from ebm_lightning.modules.scoring import Data, batches_of, check_stored, no_inputs, over_data
 from ebm_lightning.modules.stored_values import StoredValues
 from ebm_lightning.partition import LogZ, ais

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.modules.random_state import isolate_rng
 from ebm_lightning.modules.stored_values import StoredValues
 from ebm_lightning.samplers import eval_mode
 
 Data = Tensor | np.ndarray[Any, Any] | Dataset[Any] | Iterable[Any]
-"""Inputs (N, *shape); or a dataset or loader, with batches in any of the forms of the modules."""
+"""Inputs (N, *shape), or a pair with labels; or a dataset or loader, with batches in any of the forms of the modules."""
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def threshold(model: Any, data: Data, keep: float = 0.95, batch_size: int = 250)
         ValueError: ``keep`` is outside (0, 1], or ``data`` are empty or outside the model's domain.
     """
     keep = check_number("keep", keep, above=0, at_most=1)
-    scores = score(model, data, batch_size).double()
+    scores = model.score(data, batch_size).double()
     if not len(scores):
         raise no_inputs()
     kept = max(1, math.ceil(keep * len(scores) - 1e-9))  # 0.95 * 20 is 19, also in floating point
@@ -104,7 +104,7 @@ def is_ood(model: Any, data: Data, batch_size: int = 250) -> Tensor:
     """
     stored: StoredValues = model.stored_threshold
     check_stored(model.energy, stored, "threshold", "threshold(data)", "such as validation data")
-    return score(model, data, batch_size).double() < stored.numbers[0]
+    return model.score(data, batch_size).double() < stored.numbers[0]
 
 
 def check_stored(energy: nn.Module, stored: StoredValues, what: str, method: str, data: str) -> None:
@@ -131,12 +131,20 @@ def _as_batches(data: Data, batch_size: int) -> Iterable[Any]:
         data = torch.from_numpy(data)
     if isinstance(data, Tensor):
         return data.split(batch_size)
+    if _is_pair(data):
+        data = TensorDataset(*data)  # type: ignore[misc]
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size)
     if not isinstance(data, Iterable):
         remedy = "Pass its val_dataloader()." if hasattr(data, "val_dataloader") else "Use torch.tensor."
         raise ValueError(f"'data' should be a tensor, a dataset or a loader, got {type(data).__name__}. {remedy}")
     return data
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether these are inputs and labels as tensors, and not two batches of inputs."""
+    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    return pair and len(data[0]) == len(data[1]) and data[1].ndim == 1 and data[0].ndim > 1
 
 
 def _precision(model: Any) -> torch.dtype:

@@ -5,17 +5,13 @@ uninterrupted one. A pass therefore reads the dataset in its original order and 
 """
 
 import copy
-import random
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
 from typing import Any, cast
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -23,16 +19,6 @@ from ebm_lightning.modules.batches import has_two_parts
 from ebm_lightning.resume.lightning_internals import train_dataloader
 
 MANY_BATCHES = 20_000  # of a loader without a length, which may have no end: 2.5 million images in batches of 128
-
-
-@contextmanager
-def seeded_globally(seed: int) -> Iterator[None]:
-    """Seed the global random states of PyTorch, Python and NumPy, and restore the previous states on exit."""
-    with isolate_rng():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        yield
 
 
 def training_batches(trainer: L.Trainer, *, shared: bool = True) -> Iterable[Any]:

@@ -4,6 +4,7 @@ A sampler becomes ``{"class_path": "ebm_lightning.samplers.sgld.SGLD", "init_arg
 LightningCLI config, and :func:`rebuild` makes the object from it.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -51,10 +52,19 @@ def describe(value: Any) -> Any:
 
 
 def _describe_partial(value: functools.partial[Any]) -> dict[str, Any]:
-    called, positional = value.func, value.args
-    if not isinstance(called, type) and positional and isinstance(positional[-1], type):
-        called, positional = positional[-1], ()  # jsonargparse's, whose positional arguments end with the class
-    return {"class_path": _path(called), "init_args": None if positional else describe(value.keywords)}
+    value = _without_jsonargparse(value)
+    return {"class_path": _path(value.func), "init_args": None if value.args else describe(value.keywords)}
+
+
+def _without_jsonargparse(value: functools.partial[Any]) -> functools.partial[Any]:
+    """A partial of a class, if it is one of jsonargparse's, whose positional arguments end with that class.
+
+    Those refer to the command line, and through it to the trainer, so they could not be copied or pickled.
+    """
+    made_by = getattr(value.func, "__module__", None) or ""
+    if made_by.split(".")[0] == "jsonargparse" and value.args and isinstance(value.args[-1], type):
+        return functools.partial(value.args[-1], **value.keywords)
+    return value
 
 
 def for_loggers(description: Any) -> Any:
@@ -107,6 +117,8 @@ def rebuild(value: Any, kind: type | tuple[type, ...], argument: str, *, partial
     Raises:
         ValueError: The description does not name such a class, or has no arguments.
     """
+    if isinstance(value, dict) and dataclasses.is_dataclass(kind) and not _is_description(value):
+        return kind(**value)  # how a LightningCLI describes it
     if not _is_description(value):
         return check_factory(argument, value, kind) if partial else check_kind(argument, value, kind, optional=True)
     cls, arguments = _described_class(value, kind, argument)
@@ -150,6 +162,7 @@ def check_factory(argument: str, value: Any, kind: Any) -> Any:
             "functools.partial(CLASS, ...), such as functools.partial(torch.optim.Adam, lr=1e-3) for an optimizer."
         )
     if isinstance(value, functools.partial):
+        value = _without_jsonargparse(value)
         keywords = {name: plain_number(v) for name, v in value.keywords.items()}
         return functools.partial(value.func, *value.args, **keywords)
     return value

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -41,7 +43,7 @@ def test_tick_labels_do_not_overlap(images):
             boxes = [t.get_window_extent() for t in ticks if t.get_text() and t.get_visible()]
             spans = sorted((getattr(b, f"{side}0"), getattr(b, f"{side}1")) for b in boxes if b.width)
             inside = [s for s in spans if s[1] > 0]
-            assert all(low >= end for (_, end), (low, _) in zip(inside, inside[1:], strict=False)), (axis, spans)
+            assert all(low >= end for (_, end), (low, _) in itertools.pairwise(inside)), (axis, spans)
 
 
 def test_bad_arguments():

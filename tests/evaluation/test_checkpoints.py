@@ -51,3 +51,8 @@ def test_other_modules_are_refused(tmp_path):
     torch.save({"hyper_parameters": {"num_classes": 3, "num_hidden": 4}}, tmp_path / "rbm.ckpt")
     with pytest.raises(ValueError, match="'path' should be a checkpoint of a JEM or a ConditionalEBM"):
         load_model(tmp_path / "rbm.ckpt")
+    (tmp_path / "notes.txt").write_text("no checkpoint")
+    with pytest.raises(
+        ValueError, match=r"'path' should be a checkpoint .* got .*notes\.txt, which holds something else"
+    ):
+        load_model(tmp_path / "notes.txt")

@@ -14,7 +14,9 @@ from ebm_lightning.evaluation.error_bars import (
     calibration_error,
     ece_resamples,
     fid_std_err,
+    fpr_std_err,
     fraction_std_err,
+    kid_std_err,
     placements,
     wilson,
 )
@@ -100,3 +102,39 @@ def test_the_error_of_fid_is_its_spread(seed):
         values.append(float(mean.square().sum() + cov[0].trace() + cov[1].trace() - 2 * trace))
         errors.append(fid_std_err(real, fake))
     assert sum(errors) / 60 == pytest.approx(spread_of(values)[0], rel=0.5)
+
+
+@pytest.mark.parametrize(("n", "m", "distance"), [(200, 400, 1.5), (1000, 100, 3.0)])
+def test_the_error_of_fpr95_is_its_spread(seed, n, m, distance):
+    """Kills: an error from one of the two sets only, or of another quantile."""
+    values, errors, kept = [], [], math.ceil(0.95 * n)
+    for _ in range(REPEATS):
+        inside, outside = torch.randn(n) + distance, torch.randn(m)
+        values.append(float((outside >= inside.sort(descending=True).values[kept - 1]).float().mean()))
+        errors.append(fpr_std_err(inside, outside, kept))
+    spread, tolerance = spread_of(values)
+    assert math.sqrt(sum(e**2 for e in errors) / REPEATS) == pytest.approx(spread, abs=tolerance + 0.1 * spread)
+
+
+def test_the_error_of_fpr95_is_positive_without_overlap_and_takes_infinities():
+    assert 0 < fpr_std_err(torch.full((100,), math.inf), torch.zeros(50), 95) < 0.05
+    assert 0 < fpr_std_err(torch.zeros(3), torch.zeros(1), 3) < 1
+
+
+def test_the_error_of_kid_is_its_spread(seed):
+    """Kills: an error that takes the diagonal of the kernel along, or that of fewer samples for that of many."""
+    real, values, errors = torch.randn(400, 6).double(), [], []
+    for _ in range(REPEATS // 4):
+        fake = 1.2 * torch.randn(150, 6).double() + 0.3
+        within, between = ((fake @ other.T / 6 + 1) ** 3 for other in (fake, real))
+        unbiased = (within.sum() - within.diagonal().sum()) / (150 * 149)
+        values.append(float(unbiased - 2 * between.mean()))
+        errors.append(kid_std_err(real, fake))
+    spread, tolerance = spread_of(values)
+    assert math.sqrt(sum(e**2 for e in errors) / len(errors)) == pytest.approx(spread, abs=tolerance)
+
+
+def test_the_error_of_kid_falls_with_many_samples(seed):
+    real, fake = torch.randn(500, 2), 1.5 * torch.randn(12_000, 2)
+    few, many = kid_std_err(real, fake[:3000]), kid_std_err(real, fake)
+    assert few / many == pytest.approx(2, rel=0.6)

@@ -195,7 +195,7 @@ def test_networks_that_differ_are_stated(tmp_path):
         ({"samples": 5}, "'samples' should be at least 20, got 5"),
         ({"linf": (0.1, -1.0)}, "'linf' should be positive, got -1.0"),
         ({"refine_steps": (-1,)}, "'refine_steps' should be 0 or positive, got -1"),
-        ({"ais_temperatures": -1}, "'ais_temperatures' should be 0 or positive, got -1"),
+        ({"ais_temperatures": -1}, "'ais_temperatures' should be 0, positive or None, got -1"),
         ({"initial": "data"}, "'initial' should be 'model', 'reference' or a Density, got 'data'"),
         ({"logger": "tensorboard"}, "'logger' should be 'csv' or 'wandb', got 'tensorboard'"),
         ({"baseline": nn.Linear(192, 3)}, "'baseline' should be a JEM or a ConditionalEBM, got Linear"),

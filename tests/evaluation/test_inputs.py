@@ -3,8 +3,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ebm_lightning import Box, ClassGaussians, ConditionalEBM, ReplayBuffer, evaluate
-from ebm_lightning.evaluation.inputs import as_loader, initial_density, ood_sources
+from ebm_lightning import (
+    Box,
+    ClassGaussians,
+    ClassificationRBM,
+    ConditionalEBM,
+    Gaussian,
+    ReplayBuffer,
+    evaluate,
+)
+from ebm_lightning.evaluation.inputs import as_loader, feature_network, initial_density, ood_sources
 from ebm_lightning.networks import MLP
 from tests.data.pictures import write_idx
 from tests.evaluation.models import SETS, arrays, small_classifier, small_jem
@@ -42,6 +50,15 @@ def test_the_initial_density_of_a_model(tmp_path):
     data.setup("test")
     with pytest.raises(ValueError, match="'data' should be a data module, got DataLoader: ClassGaussians is fitted"):
         initial_density("model", model, data.test_dataloader())
+
+
+def test_features_of_a_network_without_a_linear_layer_are_its_inputs():
+    rbm = ClassificationRBM(4, 3, 2, Gaussian(0.0, 1.0, (1, 2, 2)))
+    network = feature_network(None, {"model": rbm})
+    x = torch.randn(5, 1, 2, 2)
+    assert network.label == "inputs"
+    assert torch.equal(network.features(x), x.flatten(1))
+    assert network.classifier(x).shape == (5, 2)
 
 
 def test_the_usual_sets_of_the_data_are_used_if_they_are_there(tmp_path):

@@ -140,7 +140,7 @@ def freeze(folder: Path) -> None:
     trainer(folder).fit(module, batches())
 
 
-@feature(GROUP, "`LightningCLI`: `fit`, `validate`, `test`, `predict` with `--ckpt_path`", "`recipes/train.py` is one.")
+@feature(GROUP, "`LightningCLI`: `fit`, `validate`, `test`, `predict` with `--ckpt_path`", "`ebm-lightning` is one.")
 def command_line(folder: Path) -> None:
     from lightning.pytorch.cli import LightningCLI
 

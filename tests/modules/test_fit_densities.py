@@ -21,7 +21,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from ebm_lightning import JEM, ClassificationRBM
 from ebm_lightning.chains import ReplayBuffer
 from ebm_lightning.data import Rings, resumable_loader
-from ebm_lightning.modules.training_data import seeded_globally, training_batches
+from ebm_lightning.modules.random_state import seeded_globally
+from ebm_lightning.modules.training_data import training_batches
 from ebm_lightning.supports import Box, ClassGaussians, Density, Gaussian
 from tests.helpers import batches, jem, trainer
 from tests.resume.runs import final, noisy, same

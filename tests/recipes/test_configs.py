@@ -8,18 +8,20 @@ import torch
 import yaml
 
 from ebm_lightning import ConditionalEBM
-from ebm_lightning.data import Digits, ImageDataModule, Source
+from ebm_lightning.commands.train import main
+from ebm_lightning.data import Digits, ImageDataModule, Source, Table
 from ebm_lightning.modules.lr_schedules import WarmupMultiStep
+from ebm_lightning.presets import FOLDER
 from ebm_lightning.resume.hparams import describe
 from tests.data.pictures import made_up, write_arrays
-from tests.helpers import RECIPES, recipe
+from tests.helpers import RECIPES
 
-CONFIGS = sorted(path for path in (RECIPES / "configs").glob("*.yaml") if "sweep" not in path.name)
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
 def train(arguments: list[str]):
-    """What ``recipes/train.py`` does."""
-    return recipe("train.py").main(arguments)
+    """What ``ebm-lightning`` does."""
+    return main(arguments)
 
 
 @pytest.fixture
@@ -40,9 +42,12 @@ def small(config: Path, folder: Path) -> Path:
     model, data = content["model"]["init_args"], content["data"]["init_args"]
     if "path" in data:
         data["path"] = str(write_arrays(folder, shape=(3, 32, 32)))
-    network = model["classifier"]["init_args"]
-    network |= {"widths": [4, 4, 4], "depth": 10} if "depth" in network or "widths" in network else {"width": 4}
-    data |= {"batch_size": 4} if "Digits" in content["data"]["class_path"] else {"batch_size": 4, "val_size": 20}
+    network = model.get("classifier", {"init_args": {}})["init_args"]
+    if "depth" in network or "widths" in network:
+        network |= {"widths": [4, 4, 4], "depth": 10}
+    elif "shape" in network:
+        network |= {"width": 4}
+    data |= {"batch_size": 4} | ({"val_size": 20} if "val_size" in data else {})
     if "separate_batch_size" in data:
         data["separate_batch_size"] = 4
     if "sampler" in model:
@@ -68,7 +73,7 @@ def small(config: Path, folder: Path) -> Path:
 def test_config_trains_a_step(config, tmp_path, images):
     cli = train(["fit", "--config", str(small(config, tmp_path))])
     assert isinstance(cli.model, ConditionalEBM)
-    assert isinstance(cli.datamodule, ImageDataModule | Digits)
+    assert isinstance(cli.datamodule, ImageDataModule | Digits | Table)
     assert cli.trainer.global_step == 1
     loaded = type(cli.model).load_from_checkpoint(next(tmp_path.rglob("*.ckpt")), weights_only=True)
     assert describe(loaded.support) == describe(cli.model.support)
@@ -77,10 +82,10 @@ def test_config_trains_a_step(config, tmp_path, images):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_config_documents_its_command_and_source(config):
     text = config.read_text()
-    assert f"recipes/train.py fit --config recipes/configs/{config.name}" in text
+    assert f"ebm-lightning fit --config {config.stem}" in text
     assert "https://" in text
     model, data = (yaml.safe_load(text)[part]["init_args"] for part in ("model", "data"))
-    assert model["num_classes"] == 10
+    assert model["num_classes"] == (2 if config.stem == "density_table" else 10)
     assert data.get("val_size", 5000) == (1000 if "small" in config.stem else 5000)
 
 
@@ -114,11 +119,11 @@ def test_the_schedule_rejects_bad_arguments():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_sweep_sets_existing_arguments(tmp_path, images):
-    sweep = yaml.safe_load((RECIPES / "configs" / "sweep.yaml").read_text())
-    (config,) = set(re.findall(r"recipes/configs/\w+\.yaml", " ".join(sweep["command"])))
+    sweep = yaml.safe_load((RECIPES / "sweep.yaml").read_text())
+    (config,) = set(re.findall(r"--config=(\w+) ", " ".join(sweep["command"])))
     given = {name: values["values"][-1] for name, values in sweep["parameters"].items()}
     options = [f"--{name}={value}" for name, value in given.items()]
-    cli = train(["fit", "--config", str(small(RECIPES.parent / config, tmp_path)), *options])
+    cli = train(["fit", "--config", str(small(FOLDER / f"{config}.yaml", tmp_path)), *options])
     assert cli.model.sampler.step_size == given["model.init_args.sampler.init_args.step_size"]
     assert cli.model.sampler.steps == given["model.init_args.sampler.init_args.steps"]
     assert cli.model.energy_l2 == given["model.init_args.energy_l2"]

@@ -4,6 +4,8 @@ import ast
 import json
 import os
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -197,6 +199,18 @@ def test_recipes_use_one_name_for_one_thing(script):
     tree = ast.parse(script.read_text())
     main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
     assert not {argument.arg for argument in main.args.args} & OTHER_NAMES
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("script", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
+def test_the_help_of_a_recipe_is_short(script, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    assert not stopped.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert 3 < len(lines) < 120
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ SMALL = (
 
 def command() -> list[str]:
     """What the agent of a sweep starts."""
-    parts = yaml.safe_load((RECIPES / "configs" / "sweep.yaml").read_text())["command"]
+    parts = yaml.safe_load((RECIPES / "sweep.yaml").read_text())["command"]
     values = {"${env}": ["/usr/bin/env"], "${interpreter}": [sys.executable], "${args}": list(SMALL)}
     return [word for part in parts for word in values.get(part, [part])]
 

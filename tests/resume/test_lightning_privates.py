@@ -90,7 +90,7 @@ def test_the_cli_marks_hyperparameters():
 
 
 def test_the_cli_reads_arguments_of_checkpoints_in_one_method():
-    assert hasattr(cli.LightningCLI, "_parse_ckpt_path"), missing("LightningCLI._parse_ckpt_path", "recipes/train.py")
+    assert hasattr(cli.LightningCLI, "_parse_ckpt_path"), missing("LightningCLI._parse_ckpt_path", "commands/train.py")
 
 
 def test_processes_of_spawn_and_fork_take_the_state_of_the_module():

@@ -4,7 +4,10 @@ Mutants killed: derived values passed back to the constructor; arguments of inne
 scalars stored as objects; long tensors shown to loggers.
 """
 
+import copy
 import functools
+import io
+import threading
 
 import numpy as np
 import pytest
@@ -13,10 +16,21 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ebm_lightning import JEM, SADAJEM, SGLD, Box, ClassGaussians, ClassificationRBM, Euclidean, Gaussian, ReplayBuffer
+from ebm_lightning import (
+    JEM,
+    SADAJEM,
+    SGLD,
+    Adaptation,
+    Box,
+    ClassGaussians,
+    ClassificationRBM,
+    Euclidean,
+    Gaussian,
+    ReplayBuffer,
+)
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import Normal
-from ebm_lightning.resume.hparams import describe, rebuild
+from ebm_lightning.resume.hparams import check_factory, describe, rebuild
 from tests.helpers import batches, jem, trainer
 
 BOX = Box(-1, 1, (4,))
@@ -142,15 +156,27 @@ def test_scalars_are_stored_as_numbers(tmp_path):
 
 
 def test_long_tensors_are_stored_whole_and_shown_by_their_shape(tmp_path):
-    mean = torch.linspace(-1, 1, 100)
-    module = JEM(MLP(100, 3, (8,)), 3, Gaussian(mean, 2.0, (100,)), SGLD(0.1, 0.01, 2), ReplayBuffer(30))
+    """Kills: tensors in the hyperparameters of a checkpoint, or lost, also those within lists and other arguments."""
+    mean, base = torch.linspace(-1, 1, 100), Normal(torch.rand(100), torch.ones(100))
+    chains = ReplayBuffer(30, initial=base)
+    module = JEM(MLP(100, 3, (8,)), 3, Gaussian(mean, 2.0, (100,)), SGLD(0.1, 0.01, 2), chains)
     assert module.hparams_initial["support"]["init_args"]["mean"] == "torch.float32 of shape (100,)"
     data = loader(torch.randn(8, 100), torch.randint(3, (8,)))
     run = trainer(tmp_path, max_steps=1)
     run.fit(module, data)
-    run.save_checkpoint(tmp_path / "model.ckpt")
-    again = JEM.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    for weights_only in (False, True):
+        run.save_checkpoint(tmp_path / "model.ckpt", weights_only=weights_only)
+        shown = torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]
+        assert shown["support"]["init_args"]["mean"] == "torch.float32 of shape (100,)"
+        assert len(str(shown)) < 3000
+        again = JEM.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+        assert torch.equal(again.support.mean, mean)
+        assert torch.equal(again.chains.initial.mean, base.mean)
+        assert torch.equal(again.hparams["support"]["init_args"]["mean"], mean)
+    again = JEM.load_from_checkpoint(io.BytesIO((tmp_path / "model.ckpt").read_bytes()), weights_only=True)
     assert torch.equal(again.support.mean, mean)
+    other = Gaussian(0.0, 1.0, (100,))
+    assert JEM.load_from_checkpoint(tmp_path / "model.ckpt", support=other, weights_only=True).support is other
 
 
 def test_densities_inside_supports_and_chains_are_rebuilt():
@@ -166,8 +192,20 @@ def test_densities_inside_supports_and_chains_are_rebuilt():
 
 def test_an_optimizer_from_a_command_line_is_described():
     class Call:  # stands for the function through which jsonargparse calls a class
+        __module__ = "jsonargparse.made_up"
+
         def __call__(self, instantiate, cls, *args, **kwargs):
             return cls(*args, **kwargs)
 
-    made = functools.partial(Call(), lambda cls: cls, torch.optim.Adam, lr=0.1)
+    made = functools.partial(Call(), threading.Lock(), torch.optim.Adam, lr=0.1)
     assert describe(made) == {"class_path": "torch.optim.adam.Adam", "init_args": {"lr": 0.1}}
+    kept = copy.deepcopy(check_factory("optimizer", made, torch.optim.Optimizer))  # weight averaging copies the module
+    assert (kept.func, kept.args, kept.keywords) == (torch.optim.Adam, (), {"lr": 0.1})
+    own = functools.partial(Call.__call__, torch.optim.Adam)
+    own.func.__module__ = "mine"
+    assert check_factory("optimizer", own, torch.optim.Optimizer).args == (torch.optim.Adam,)
+
+
+def test_a_dataclass_may_be_described_by_its_fields_alone():
+    """As a LightningCLI does, whose checkpoints then load without it."""
+    assert rebuild({"target": 0.7, "rate": 0.1}, Adaptation, "adaptation") == Adaptation(0.7, 0.1)

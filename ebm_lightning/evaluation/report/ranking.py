@@ -76,7 +76,9 @@ class Comparison:
         metrics = self.results[model]
         if key.endswith("/auroc"):
             return self.above_chance(model, key)
-        if key.startswith("samples/fid_"):
+        if key.endswith("/fpr95"):
+            return metrics[key] + Z * (self.std_err(model, key) or 0.0) < 0.95
+        if key.startswith(("samples/fid_", "samples/kid_")):
             start = metrics.get(f"{key}_start", math.inf)
             return metrics[key] + Z * (self.std_err(model, key) or 0.0) < start
         return metrics.get("ais/reliable") == 1 if key in LOG_Z else True

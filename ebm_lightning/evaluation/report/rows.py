@@ -80,7 +80,7 @@ def auroc_rows(comparison: Comparison) -> list[Row]:
 def sample_rows(comparison: Comparison) -> list[tuple[Row, str, str]]:
     """FID, KID and Inception score by each network, with the keys of initial points and of real images."""
     networks = [key.removeprefix("samples/kid_") for key in keys(comparison, "samples/kid_")]
-    networks = [name for name in networks if not name.startswith("std_") and not name.endswith(("_floor", "_start"))]
+    networks = [name for name in networks if not name.endswith(("_floor", "_start", "_std_err"))]
     rows = []
     for kind, label, better, real in KINDS:
         for network in networks:

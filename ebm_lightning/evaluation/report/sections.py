@@ -87,15 +87,14 @@ def _ood(c: Comparison, pictures: Sequence[Picture]) -> Section:
     tables = []
     for score, label in SCORES.items():
         tables += _table(c, f"AUROC by {label}", ood_rows(c, score, "auroc", "higher"))
-        tables += _table(c, f"FPR95 by {label}", ood_rows(c, score, "fpr95", "neither"))
+        tables += _table(c, f"FPR95 by {label}", ood_rows(c, score, "fpr95", "lower"))
     return Section(
         "Out-of-distribution detection",
         "Does a score rank test images above out-of-distribution images? AUROC: higher is better, 1 is perfect, 0.5 is "
         "chance; below 0.5, out-of-distribution images score higher than test images, and no model is marked. FPR95 is "
         "the fraction of out-of-distribution images that are accepted by the threshold that accepts 95 % of the test "
-        "images: lower is better, chance is 0.95; it has no error here, so none is marked. The histograms show "
-        "log p(x) up to a constant: the less they overlap, the better. "
-        f"{_count(c, 'ood/images')} test images, and at most as many of each set.",
+        "images: lower is better, chance is 0.95. The histograms show log p(x) up to a constant: the less they "
+        f"overlap, the better. {_count(c, 'ood/images')} test images, and at most as many of each set.",
         tables,
         pictures,
     )

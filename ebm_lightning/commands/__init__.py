@@ -1,0 +1,1 @@
+"""The commands of ``ebm-lightning``, one file each."""
