@@ -94,7 +94,8 @@ class ReplayBuffer(Chains):
         x = self.x[index]
         reinit = (torch.rand(n, generator=generator, device=x.device) < self.reinit_prob).nonzero().squeeze(1)
         if len(reinit):
-            x[reinit] = self._fresh(len(reinit), labels if labels is None else labels[reinit], generator, x.device).to(x)
+            classes = None if labels is None else labels[reinit]
+            x[reinit] = self._fresh(len(reinit), classes, generator, x.device).to(x)
             self.age[index[reinit]] = 0
         return x, index
 

@@ -19,7 +19,7 @@ from ebm_lightning.modules.stored_values import StoredValues
 from ebm_lightning.samplers import eval_mode
 
 Data = Tensor | np.ndarray[Any, Any] | Dataset[Any] | Iterable[Any]
-"""Inputs (N, *shape), or a pair with labels; or a dataset or loader, with batches in any of the forms of the modules."""
+"""Inputs (N, *shape), or a pair with labels; or a dataset or loader, with batches in any form that modules take."""
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ from tests.recipes.commands import run_recipe
 
 SMALL = [
     *("--data.root", "data", "--data.batch_size", "50", "--data.separate_batch_size", "20", "--data.size", "200"),
-    *("--data.download", "false", "--width", "2", "--max_steps", "3", "--reference_epochs", "1", "--reference_samples", "40"),
-    *("--temperatures", "3", "--num_chains", "20", "--fresh_steps", "2", "--progress_bar", "false"),
+    *("--data.download", "false", "--width", "2", "--max_steps", "3", "--reference_epochs", "1"),
+    *("--reference_samples", "40", "--temperatures", "3", "--num_chains", "20", "--fresh_steps", "2"),
+    *("--progress_bar", "false"),
 ]
 
 
