@@ -13,7 +13,9 @@ OODSet = Callable[[Tensor, Support, torch.Generator], Tensor]
 
 
 def noise(x: Tensor, support: Support, generator: torch.Generator) -> Tensor:
-    """Draws from the support's reference density: uniform noise in a box."""
+    """Uniform noise in a box, whatever its reference density; elsewhere draws from the support's reference density."""
+    if isinstance(support, Box):
+        support = Box(support.low, support.high, support.shape)
     return support.sample(len(x), generator=generator).to(x)
 
 
