@@ -97,6 +97,7 @@ def pytorch_ood_detectors(last_linear: nn.Linear | None = None, neighbors: int =
     """
     import_optional("pytorch_ood", "the default detectors", "pass your own 'detectors'")
     from pytorch_ood import detector as ood
+
     by_logits = {"plain energy": ood.EnergyBased, "maximum softmax": ood.MaxSoftmax, "entropy": ood.Entropy}
     detectors: dict[str, Detector] = {
         name: OfPytorchOOD(kind(None), lambda d, data: d.predict_logits(data.logits))

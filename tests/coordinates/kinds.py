@@ -47,7 +47,7 @@ KINDS: dict[str, tuple[Callable[[], Coordinates], Callable[[], Tensor]]] = {
     "levels": (lambda: Quantiles(BOX, LEVELS), box_data),
     "continuous in a box": (lambda: Quantiles(BOX, cells=16), box_data),
     "continuous in the plane": (lambda: Quantiles(PLANE, cells=16), plane_data),
-    "radial power": (lambda: RadialPower((2,), 0.5), plane_data),
+    "radial power, whitened": (lambda: Compose([RadialPower((2,), 0.9), Whitening((2,))]), plane_data),
     "whitening": (lambda: Whitening((2,)), plane_data),
     "normal scores": (lambda: NormalScores((2,)), unit_data),
     "copula": (copula, box_data),

@@ -24,6 +24,7 @@ AREA = {  # for each kind, the square that holds the mass, and points on a side
     "levels": (-1, 1, 20 * 5),
     "continuous in a box": (-1, 1, 1500),
     "continuous in the plane": (-25, 25, 2000),
+    "radial power, whitened": (-9, 9, 600),
     "whitening": (-7, 7, 300),
     "normal scores": (0, 1, 50),
     "copula": (-1, 1, 500),

@@ -1,0 +1,270 @@
+"""Detect unusual inputs by the features of a trained network: ``python recipes/features.py``.
+
+A small network is trained, or loaded, and frozen. A joint energy model of its features is fitted in a minute, and
+compared with detectors of pytorch-ood on the same features: digits without a download, or MNIST, FashionMNIST and a
+subset of CIFAR-10 with ``--data.name MNIST --data.root DIR``. ``--seeds 5`` prints the means over five networks.
+metrics.json, report.html and the networks are in the run's folder.
+"""
+
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional.classification import multiclass_calibration_error
+from tqdm import tqdm
+
+from ebm_lightning import ConditionalEBM, FeatureJEM, evaluate_ood
+from ebm_lightning.data import NearAndFar, near_and_far
+from ebm_lightning.evaluation.evaluate_ood import OURS, OODResults, compare_scores
+from ebm_lightning.evaluation.feature_scores import FEATURE_SCORES, made_features, ratio_to_reference
+from ebm_lightning.evaluation.loggers import finish_wandb, log_to_wandb, run_logger
+from ebm_lightning.evaluation.report import results_folder
+from ebm_lightning.evaluation.report.page import Cell, Section, Table, page
+from ebm_lightning.modules.cache_features import network_outputs
+from ebm_lightning.networks import ConvNet, StridedConvNet
+from ebm_lightning.networks.density_head import best_temperature
+
+Metrics = dict[str, float]
+RIVALS = ("KNN", "Mahalanobis", "ViM", "plain energy")
+
+
+@dataclass
+class Data:
+    """The images.
+
+    Args:
+        name: digits needs no download; CIFAR10 is the file cifar10-subset/*.npz below the root.
+        root: Folder with the images, also those of out-of-distribution sets. digits works without one.
+    """
+
+    name: Literal["digits", "MNIST", "FashionMNIST", "CIFAR10"] = "digits"
+    root: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Compare a joint energy model of a network's features with other detectors.
+
+    Args:
+        data: Which images, and where they are.
+        seeds: Number of networks, each trained and evaluated with another seed.
+        first_seed: Seed of the first.
+        epochs: Passes over the training images for each network; by default 30 for digits, 8 for CIFAR10, else 2.
+        networks: Folder of an earlier run, whose networks are loaded instead of trained.
+        max_steps: Training steps of the joint energy model; by default 400 for digits, else 1000.
+        temperatures: Temperatures of the annealing that estimates log Z.
+        num_chains: Its chains.
+        output: New or empty folder for the results; by default the next free runs/features-N.
+        logger: wandb also works without an account: set WANDB_MODE=offline.
+        progress_bar: Show progress bars.
+    """
+
+    data: Data = field(default_factory=Data)
+    seeds: int = 1
+    first_seed: int = 0
+    epochs: int | None = None
+    networks: Path | None = None
+    max_steps: int | None = None
+    temperatures: int = 300
+    num_chains: int = 500
+    output: Path | None = None
+    logger: Literal["csv", "wandb"] = "csv"
+    progress_bar: bool = True
+
+
+def main(options: Options) -> Path:
+    """Train, fit and evaluate for each seed, and write the means. Returns the folder."""
+    started = time.time()
+    folder = results_folder(options.output, "features")
+    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|in eval mode|val_dataloader|logger).*")
+    runs: list[Metrics] = []
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    for seed in tqdm(seeds, "seeds", disable=not options.progress_bar):
+        L.seed_everything(seed, verbose=False)
+        images = near_and_far(options.data.name, options.data.root)
+        network, outcome = trained(images, options, seed, folder)
+        metrics, results = run(network, images, options)
+        runs.append(metrics | outcome | results.metrics())
+        (folder / "metrics.json").write_text(json.dumps({"options": str(options), "runs": runs}, indent=2))
+        tables = f"{results.table()}\n{results.table('fpr95')}\n{facts(runs[-1:])}"
+        tqdm.write(f"\n{options.data.name}, seed {seed}\n{tables}")
+    print(f"\nMeans over {len(runs)} seeds, with the standard error over seeds\n{summary(runs)}\n{facts(runs)}")
+    report = folder / "report.html"
+    report.write_text(page(f"Features: {options.data.name}", facts(runs).splitlines(), [section(runs)]))
+    if options.logger == "wandb":
+        log_run(options, folder, runs, report)
+    print(f"{time.time() - started:.0f} seconds. metrics.json, report.html and networks are in {folder.resolve()}")
+    return folder
+
+
+def trained(images: NearAndFar, options: Options, seed: int, folder: Path) -> tuple[nn.Module, Metrics]:
+    """The network of that seed, loaded or trained, in eval mode."""
+    shape, started, file = images.support.shape, time.time(), f"network-{seed}.pt"
+    kind = ConvNet if options.data.name == "digits" else StridedConvNet
+    network: nn.Module = kind(shape, images.num_classes, 32 if options.data.name == "CIFAR10" else 16)
+    if options.networks is not None:
+        network.load_state_dict(torch.load(options.networks / file, weights_only=True))
+        return network.eval(), {}
+    model = ConditionalEBM(network, images.num_classes, optimizer=lambda p: torch.optim.AdamW(p, 2e-3))
+    epochs = options.epochs or {"digits": 30, "CIFAR10": 8}.get(options.data.name, 2)
+    L.Trainer(
+        max_epochs=epochs,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=options.progress_bar,
+    ).fit(model, DataLoader(TensorDataset(*images.train), 128, shuffle=True))
+    torch.save(network.state_dict(), folder / file)
+    return network.eval(), {"seconds of the network": time.time() - started}
+
+
+def run(network: nn.Module, images: NearAndFar, options: Options) -> tuple[Metrics, OODResults]:
+    """Fit the model to features of the network, and evaluate it."""
+    train, val, test = images.train, images.val, images.test
+    model = FeatureJEM(network, images.num_classes)
+    steps = options.max_steps or (400 if options.data.name == "digits" else 1000)
+    started = time.process_time()
+    model.fit(train, val, max_steps=steps, progress_bar=options.progress_bar)
+    cpu_seconds = time.process_time() - started
+    model.threshold(val)
+    log_z = model.estimate_log_z(val, temperatures=options.temperatures, num_chains=options.num_chains)
+    results = evaluate_ood(
+        model, test, images.near, images.far, train=train, val=val, progress_bar=options.progress_bar
+    )
+    z, logits, _ = network_outputs(model, test, progress_bar=False)
+    with torch.no_grad():
+        gain = ratio_to_reference(model, z).double() - log_z.log_z
+    error = math.hypot(float(gain.std()) / math.sqrt(len(gain)), log_z.std_err)
+    values: Metrics = {
+        "CPU seconds of the fit": cpu_seconds,
+        "log Z": log_z.log_z,
+        "standard error of log Z": log_z.std_err,
+        "log Z is reliable": float(log_z.reliable),
+        "nats above the Gaussians": float(gain.mean()),
+        "standard error of nats": error,
+        "false alarms on test data": float(model.is_ood(test[0]).double().mean()),
+        **speed(model, test[0]),
+        **calibration(model, val, z, logits, test[1]),
+        **{f"validation/{name}": value for name, value in choice(model, val[0]).items()},
+    }
+    return values, results
+
+
+@torch.no_grad()
+def speed(model: FeatureJEM, x: Tensor) -> Metrics:
+    """CPU seconds of scoring, divided by those of the network alone; the best of three turns."""
+
+    def seconds(function: Callable[[Tensor], Any]) -> float:
+        times = []
+        for _ in range(3):
+            started = time.process_time()
+            for part in x.split(1000):
+                function(part)
+            times.append(time.process_time() - started)
+        return min(times)
+
+    return {"scoring / forward pass": seconds(lambda p: model.score(p, len(p))) / seconds(model.network)}
+
+
+@torch.no_grad()
+def calibration(model: FeatureJEM, val: tuple[Tensor, Tensor], z: Tensor, network: Tensor, y: Tensor) -> Metrics:
+    """Accuracy and calibration error of the network, of the network after temperature scaling, and of the head."""
+    scaled = network / best_temperature(network_outputs(model, val, progress_bar=False)[1], val[1])
+    logits = {"network": network, "network, temperature-scaled": scaled, "head": model.checked_logits(z)}
+    errors = {
+        f"ECE of the {name}": float(multiclass_calibration_error(value.softmax(1), y, value.shape[1]))
+        for name, value in logits.items()
+    }
+    accuracies = {name: float((logits[name].argmax(1) == y).double().mean()) for name in ("network", "head")}
+    return errors | {f"accuracy of the {name}": value for name, value in accuracies.items()}
+
+
+@torch.no_grad()
+def choice(model: FeatureJEM, x: Tensor) -> Metrics:
+    """AUROC of each score on features that are made from those of validation images: what the score was chosen by."""
+    z = network_outputs(model, x, progress_bar=False)[0]
+    return {
+        f"{name}, {kind}": compare_scores(score(model, z), score(model, made), 2)[0]["auroc"]
+        for kind, made in made_features(z).items()
+        for name, score in FEATURE_SCORES.items()
+    }
+
+
+def mean(runs: Sequence[Metrics], key: str) -> float:
+    """Mean over the runs."""
+    return statistics.mean(run[key] for run in runs)
+
+
+def shown(runs: Sequence[Metrics], key: str) -> str:
+    """Mean over the runs, with its standard error if there are several."""
+    if len(runs) == 1:
+        return f"{mean(runs, key):.4f}"
+    return f"{mean(runs, key):.4f} ± {statistics.stdev(run[key] for run in runs) / math.sqrt(len(runs)):.4f}"
+
+
+def names(runs: Sequence[Metrics]) -> tuple[list[str], list[str]]:
+    """Detectors and sets."""
+    keys = [key.split("/") for key in runs[0] if key.endswith("/auroc")]
+    return list(dict.fromkeys(key[0] for key in keys)), list(dict.fromkeys(key[1] for key in keys))
+
+
+def summary(runs: Sequence[Metrics], metric: str = "auroc") -> str:
+    """Each detector on each set, and its mean over all sets, as Markdown."""
+    detectors, sets = names(runs)
+    lines = [f"| {metric} | {' | '.join(sets)} | mean |", "|---" * (len(sets) + 2) + "|"]
+    for detector in detectors:
+        cells = [shown(runs, f"{detector}/{name}/{metric}") for name in sets]
+        average = statistics.mean(mean(runs, f"{detector}/{name}/{metric}") for name in sets)
+        lines.append(f"| {detector} | {' | '.join(cells)} | {average:.4f} |")
+    return "\n".join(lines)
+
+
+def facts(runs: Sequence[Metrics]) -> str:
+    """All other numbers, and where the model is below another detector."""
+    detectors, sets = names(runs)
+    others = [key for key in runs[0] if not key.startswith(tuple(f"{detector}/" for detector in detectors))]
+    lines = [f"{key:60} {shown(runs, key)}" for key in (*others, f"{OURS}/fit_seconds", f"{OURS}/score_seconds")]
+    for rival in RIVALS:
+        below = [name for name in sets if mean(runs, f"{rival}/{name}/auroc") > mean(runs, f"{OURS}/{name}/auroc")]
+        lines += [f"{rival} has a higher AUROC on {', '.join(below)}"] if below else []
+    return "\n".join(lines)
+
+
+def section(runs: Sequence[Metrics]) -> Section:
+    """The tables of the page."""
+    detectors, sets = names(runs)
+    tables = []
+    for metric, best in (("auroc", max), ("fpr95", min), ("aupr_in", max), ("aupr_out", max)):
+        values = {(d, s): mean(runs, f"{d}/{s}/{metric}") for d in detectors for s in sets}
+        winning = {s: best(values[d, s] for d in detectors) for s in sets}
+        rows = [
+            (d, [Cell(shown(runs, f"{d}/{s}/{metric}"), values[d, s] == winning[s]) for s in sets]) for d in detectors
+        ]
+        tables.append(Table(f"{metric}, mean over seeds and standard error", ["", *sets], rows))
+    reading = "Larger AUROC and AUPR and smaller FPR95 are better. All detectors see the same features and logits."
+    return Section("Out-of-distribution detection", reading, tables)
+
+
+def log_run(options: Options, folder: Path, runs: Sequence[Metrics], report: Path) -> None:
+    """Log the means and the page to W&B."""
+    logger: Any = run_logger("wandb", folder, folder.name, None, ["features", options.data.name])
+    _ = logger.experiment
+    means = {key: mean(runs, key) for key in runs[0]}
+    log_to_wandb({"mean over seeds": means}, metrics=means, report=report)
+    finish_wandb()
+
+
+if __name__ == "__main__":
+    main(auto_cli(Options, as_positional=False))
