@@ -19,9 +19,9 @@ KERNELS = {"ghmc": GHMC(), "hmc": HMC(), "mala": MALA()}
 
 def main(
     checkpoint: str,
-    temperatures: int = 500,
+    temperatures: int | None = 500,
     num_chains: int = 1000,
-    kernel: Literal["ghmc", "hmc", "mala"] = "ghmc",
+    kernel: Literal["ghmc", "hmc", "mala"] | None = None,
     resample: bool = True,
     chunk_size: int | None = None,
     bf16: bool = False,
@@ -33,9 +33,9 @@ def main(
 
     Args:
         checkpoint: Checkpoint, or the name of a model that comes with the package, such as digits.
-        temperatures: Annealing steps from the reference density to the model.
+        temperatures: Annealing steps from the reference density to the model; null for as many as the path needs.
         num_chains: Total number of annealed chains.
-        kernel: Kernel that moves the chains.
+        kernel: Kernel that moves the chains; by default GHMC, or redrawn noise relative to an autoregressive density.
         resample: Resample chains when their relative effective sample size falls below one half.
         chunk_size: Largest number of chains to run at once.
         bf16: Run the network's body in bfloat16. The head and everything after it stay in float32.
@@ -50,7 +50,7 @@ def main(
         result = ais(
             module.chain_energy,
             module.support,
-            kernel=KERNELS[kernel],
+            kernel=None if kernel is None else KERNELS[kernel],
             temperatures=temperatures,
             num_chains=num_chains,
             resample=resample,

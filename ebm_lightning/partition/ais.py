@@ -97,7 +97,7 @@ def ais(
             temperatures, or an energy that is not finite.
     """
     ranks, energy = ranks or OneProcess(), in_coordinates(energy)
-    generator = generator or default_generator(energy)
+    generator = default_generator(energy) if generator is None else generator
     start, checks = checked_arguments(
         energy,
         support,

@@ -59,7 +59,7 @@ def reverse_ais(
             proposal, a proposal on another domain, or no temperatures.
     """
     energy = in_coordinates(energy)
-    generator = generator or default_generator(energy)
+    generator = default_generator(energy) if generator is None else generator
     start, checks = checked_arguments(
         energy,
         support,

@@ -227,7 +227,7 @@ def test_remedies_for_other_precisions_work(seed):
         ({"kernel": "hmc"}, r"got 'hmc'. Use GHMC\(\)"),
         ({"generator": 0}, r"'generator' should be a torch.Generator or None, got 0. Use torch.Generator"),
         ({"schedule": "quadratic"}, "'schedule' should be one of 'adaptive', 'linear', 'sigmoid', got 'quadratic'"),
-        ({"temperatures": 250.0}, "'temperatures' should be an integer, got 250.0"),
+        ({"temperatures": 250.0}, "'temperatures' should be an integer or None, got 250.0"),
         ({"temperatures": True}, "'temperatures' should be an integer"),
         ({"proposal": torch.distributions.Normal(0, 1)}, "'proposal' should be a Density .*got torch.distributions"),
         ({"proposal": Normal}, "'proposal' should be a Density .*got the class Normal"),
