@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from ebm_lightning import ConditionalEBM, FeatureJEM, evaluate_ood
 from ebm_lightning.data import NearAndFar, near_and_far
-from ebm_lightning.evaluation.evaluate_ood import OURS, OODResults, compare_scores
 from ebm_lightning.evaluation.feature_scores import FEATURE_SCORES, made_features, ratio_to_reference
 from ebm_lightning.evaluation.loggers import finish_wandb, log_to_wandb, run_logger
+from ebm_lightning.evaluation.ood_comparison import OURS, OODResults, compare_scores
 from ebm_lightning.evaluation.report import results_folder
 from ebm_lightning.evaluation.report.page import Cell, Section, Table, page
 from ebm_lightning.modules.cache_features import network_outputs

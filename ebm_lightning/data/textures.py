@@ -9,7 +9,7 @@ from ebm_lightning.supports import Box
 
 
 def textures(n: int, box: Box, generator: torch.Generator) -> Tensor:
-    """Gratings, checkerboards and blotches in equal parts, shape (n, *box.shape), from the lowest to the highest value.
+    """Gratings, checkerboards and blotches in equal parts, shape (n, C, H, W), from the lowest to the highest value.
 
     Frequencies, directions, phases and colors are random. Blotches are noise of random smoothness.
 

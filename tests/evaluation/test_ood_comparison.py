@@ -8,9 +8,9 @@ from torch import nn
 
 from ebm_lightning import FeatureJEM, evaluate_ood
 from ebm_lightning.evaluation.bootstrap import bootstrap_intervals
-from ebm_lightning.evaluation.evaluate_ood import OURS, compare_scores
 from ebm_lightning.evaluation.feature_detectors import NetworkOutputs, OfModel, pytorch_ood_detectors
 from ebm_lightning.evaluation.feature_scores import FEATURE_SCORES, feature_density, made_features, ratio_to_reference
+from ebm_lightning.evaluation.ood_comparison import OURS, compare_scores
 
 K, D = 3, 6
 
