@@ -117,7 +117,7 @@ class JointEnergy(nn.Module):
     @property
     def head(self) -> nn.Linear | None:
         """The last linear layer of the classifier; None if it has no linear layer."""
-        return next((m for m in reversed(list(self.classifier.modules())) if isinstance(m, nn.Linear)), None)
+        return last_linear(self.classifier)
 
     @contextmanager
     def head_in_float32(self) -> Iterator[None]:
@@ -141,6 +141,11 @@ class JointEnergy(nn.Module):
             with self.head_in_float32():
                 logits = call_classifier(self.classifier, x)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def last_linear(network: nn.Module) -> nn.Linear | None:
+    """The last linear layer of a network; None if it has none."""
+    return next((m for m in reversed(list(network.modules())) if isinstance(m, nn.Linear)), None)
 
 
 def in_coordinates(energy: Energy) -> Energy:

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ebm_lightning.energies import last_linear
+
 
 class Penultimate(nn.Module):
     """The input of a classifier's last linear layer.
@@ -39,9 +41,9 @@ class Penultimate(nn.Module):
         return features[-1]
 
     def _last_linear(self) -> nn.Linear:
-        for module in reversed(list(self.classifier.modules())):
-            if isinstance(module, nn.Linear):
-                return module
+        layer = last_linear(self.classifier)
+        if layer is not None:
+            return layer
         raise ValueError(
             f"'classifier' should have a linear layer, got {type(self.classifier).__name__} without one. Pass a module "
             "that maps images to features (N, D) instead."

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ebm_lightning.callbacks.ood_detection import ImageSource
 from ebm_lightning.data import OOD_PAIRS, ood_image_sets
+from ebm_lightning.energies import last_linear
 from ebm_lightning.evaluation.features import Penultimate
 from ebm_lightning.evaluation.measurements import FeatureNetwork, holds_images
 from ebm_lightning.evaluation.ood_sets import OODSet, usual_sets
@@ -105,7 +106,7 @@ def feature_network(features: nn.Module | None, models: Mapping[str, Conditional
         return FeatureNetwork(features, None, type(features).__name__)
     network = models.get("baseline", models["model"])
     classifier = copy.deepcopy(nn.Sequential(network.coordinates, network.classifier))
-    if not any(isinstance(module, nn.Linear) for module in classifier.modules()):
+    if last_linear(classifier) is None:
         return FeatureNetwork(nn.Flatten(), classifier, "inputs")
     return FeatureNetwork(Penultimate(classifier), classifier, "classifier" if "baseline" in models else "model")
 

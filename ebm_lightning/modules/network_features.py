@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ebm_lightning.checks import check_integer
 from ebm_lightning.contracts import call_classifier
 from ebm_lightning.coordinates import Identity
+from ebm_lightning.energies import last_linear
 from ebm_lightning.modules.conditional import ConditionalEBM
 
 Layer = str | Callable[[Tensor], Tensor] | None
@@ -145,9 +146,9 @@ class NetworkFeatures(nn.Module):
         return f"{last} layers: {', '.join(list(self._names)[-SHOWN:])}."
 
     def _last_linear(self) -> nn.Linear:
-        for module in reversed(list(self.network.modules())):
-            if isinstance(module, nn.Linear):
-                return module
+        layer = last_linear(self.network)
+        if layer is not None:
+            return layer
         raise ValueError(
             f"'features' should be given for a network without a linear layer, such as {type(self.network).__name__}. "
             "Name a layer that returns (N, D), or pass a function."

@@ -6,7 +6,7 @@ part, batch-norm statistics and global random states are as before afterwards.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -132,7 +132,7 @@ def _as_batches(data: Data, batch_size: int) -> Iterable[Any]:
     if isinstance(data, Tensor):
         return data.split(batch_size)
     if _is_pair(data):
-        data = TensorDataset(*data)  # type: ignore[misc]
+        data = TensorDataset(*data)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size)
     if not isinstance(data, Iterable):
@@ -141,7 +141,7 @@ def _as_batches(data: Data, batch_size: int) -> Iterable[Any]:
     return data
 
 
-def _is_pair(data: Any) -> bool:
+def _is_pair(data: Any) -> TypeGuard[tuple[Tensor, Tensor]]:
     """Whether these are inputs and labels as tensors, and not two batches of inputs."""
     pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
     return pair and len(data[0]) == len(data[1]) and data[1].ndim == 1 and data[0].ndim > 1

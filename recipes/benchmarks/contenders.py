@@ -96,8 +96,9 @@ def this_library(net: nn.Module, shape: tuple[int, ...], compute: Compute) -> Ch
     return lambda x: sampler(energy, x, support=energy.support, compute=compute)
 
 
-def torchebm(net: nn.Module) -> Chain:
-    samplers, core = importlib.import_module("torchebm.samplers"), importlib.import_module("torchebm.core")
+def torchebm_model(net: nn.Module) -> Any:
+    """The energy of a classifier, as a model of torchebm."""
+    core = importlib.import_module("torchebm.core")
     torch.set_float32_matmul_precision("highest")  # importing torchebm lowers it for the whole process
 
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -105,6 +106,11 @@ def torchebm(net: nn.Module) -> Chain:
 
     model = type("Classifier", (core.BaseModel,), {"forward": forward})()
     model.net = net
+    return model
+
+
+def torchebm(net: nn.Module) -> Chain:
+    samplers, model = importlib.import_module("torchebm.samplers"), torchebm_model(net)
     sampler = samplers.LangevinDynamics(model, step_size=STEP_SIZE, noise_scale=NOISE_STD / (2 * STEP_SIZE) ** 0.5)
     return lambda x: sampler.sample(x=x, n_steps=STEPS).detach()
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 import torch.nn.functional as F
+from contenders import torchebm_model
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -62,7 +63,7 @@ def batches(data: Digits, seconds: float) -> Iterator[tuple[Tensor, Tensor]]:
             yield x.flatten(1), y
 
 
-def ours(data: Digits, seconds: float, learning_rate: float, conditional_weight: float, seed: int) -> Model:
+def ours(data: Digits, seconds: float, learning_rate: float, conditional_weight: float) -> Model:
     """A JEM at temperature 1 in the quantiles of each pixel, which are fitted within the time."""
     coordinates = Quantiles(BOX, Digits.num_levels)
     model = JEM(
@@ -85,7 +86,7 @@ def ours(data: Digits, seconds: float, learning_rate: float, conditional_weight:
     return Model(model.energy, model, model.chain_energy, model.support)
 
 
-def ebmkit(data: Digits, seconds: float, step_size: float, energy_reg: float, seed: int) -> Model:
+def ebmkit(data: Digits, seconds: float, step_size: float, energy_reg: float) -> Model:
     """Its JEMLoss at temperature 1, in [-1, 1]."""
     ebm = importlib.import_module("ebm")
     net = network()
@@ -96,21 +97,11 @@ def ebmkit(data: Digits, seconds: float, step_size: float, energy_reg: float, se
     return _trained(net, lambda x, y: loss_of(energy, x, y).loss, data, seconds)
 
 
-def torchebm(data: Digits, seconds: float, step_size: float, energy_reg: float, seed: int) -> Model:
+def torchebm(data: Digits, seconds: float, step_size: float, energy_reg: float) -> Model:
     """Its persistent contrastive divergence beside cross-entropy, at temperature 1."""
     losses, samplers = importlib.import_module("torchebm.losses"), importlib.import_module("torchebm.samplers")
-    core, net = importlib.import_module("torchebm.core"), network()
-    torch.set_float32_matmul_precision("highest")  # importing torchebm lowers it for the whole process
-
-    class Classifier(core.BaseModel):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor) -> Tensor:
-            return -self.net(x).logsumexp(1)
-
-    model = Classifier()
+    net = network()
+    model = torchebm_model(net)
     divergence = losses.ContrastiveDivergence(
         model=model, sampler=samplers.LangevinDynamics(model, step_size=step_size, noise_scale=1.0), init_steps=0,
         k_steps=MCMC_STEPS, persistent=True, buffer_size=CHAINS, new_sample_ratio=0.02, energy_reg_weight=energy_reg,
@@ -219,7 +210,7 @@ def main(
 
         def run(options: dict[str, float], budget: float, train: Callable[..., Model] = train) -> Model:
             L.seed_everything(seed, verbose=False)
-            return train(data, budget, seed=seed, **options)
+            return train(data, budget, **options)
 
         tried = []
         for options in tqdm(grid[:settings], f"{name}: settings", file=sys.stderr):
