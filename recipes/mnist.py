@@ -3,8 +3,9 @@
 The main model is a joint energy model at temperature 1, relative to an autoregressive density that is fitted first, and
 trained to tell images from samples of that density. So log p(x) in bits per dimension means something, and chains that
 start at samples of the autoregressive density end at samples of the model. The recipe also trains the plain classifier
-of the same network, and evaluates both. ``--config recipes/fashionmnist.yaml`` is for other images. Checkpoints,
-pictures and the evaluation's report.html and metrics.json are in the run's folder, ``runs/mnist-0`` and so on.
+of the same network, and evaluates both. For other images there are ``--config recipes/fashionmnist.yaml`` and
+``--config recipes/cifar10.yaml``. Checkpoints, pictures and the evaluation's report.html and metrics.json are in the
+run's folder, ``runs/mnist-0`` and so on.
 """
 
 import copy
@@ -54,7 +55,9 @@ class Options:
         seed: Seed of weights, samples and the order of the data.
         max_steps: Optimizer steps of both models.
         reference_epochs: Passes over the images to fit the autoregressive density.
+        reference_batch_size: Images for each of its training steps.
         bins: Bins of gray levels of the autoregressive density.
+        components: Logistic distributions of each pixel, in place of bins, for natural images.
         reference_samples: Number of its samples, which are drawn once.
         width: Width of the network.
         dropout: Dropout probability before its two linear layers.
@@ -77,7 +80,9 @@ class Options:
     seed: int = 0
     max_steps: int = 2500
     reference_epochs: int = 3
+    reference_batch_size: int = 64
     bins: int = 32
+    components: int | None = None
     reference_samples: int = 10_000
     width: int = 16
     dropout: float = 0.2
@@ -125,7 +130,14 @@ def make_classifier(options: Options) -> ConditionalEBM:
 def make_density(options: Options) -> NoiseContrastiveJEM:
     """The joint model, with one output more: its log density relative to the autoregressive density."""
     box, classes = options.data.support, options.data.num_classes
-    reference = AutoregressiveDensity(box, options.data.num_levels, bins=options.bins, epochs=options.reference_epochs)
+    reference = AutoregressiveDensity(
+        box,
+        options.data.num_levels,
+        bins=options.bins,
+        components=options.components,
+        epochs=options.reference_epochs,
+        batch_size=options.reference_batch_size,
+    )
     return NoiseContrastiveJEM(
         SplitLogits(make_network(options, classes + 1), options.bound),
         classes,

@@ -16,6 +16,7 @@ from ebm_lightning.data.rings import Rings
 from ebm_lightning.data.sources import SOURCES, MissingImages, Source
 from ebm_lightning.data.table import Table
 from ebm_lightning.data.textures import textures
+from ebm_lightning.data.waves import Waves
 
 __all__ = [
     "CIFAR10",
@@ -39,6 +40,7 @@ __all__ = [
     "Rings",
     "Source",
     "Table",
+    "Waves",
     "dequantize",
     "mirrored",
     "near_and_far",

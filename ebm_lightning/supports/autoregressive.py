@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.supports.bin_distributions import BinDistribution, Histograms, LogisticMixtures, first_mixture
 from ebm_lightning.supports.box import Box
+from ebm_lightning.supports.causal_network import CausalNetwork
 from ebm_lightning.supports.causal_window import CausalWindow
 from ebm_lightning.supports.density import (
     FittedDensity,
@@ -30,9 +31,10 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
 
     .. math:: q(x) = \prod_d q(x_d | x_1, ..., x_{d-1})
 
-    Each factor is a histogram of gray levels, whose probabilities are the output of a small network that sees a window
-    of earlier pixels. All pixels share the network, but each has other biases. The density is uniform within a
-    gray level, so images have to be dequantized. log q is exact, and samples are exact and independent.
+    Each factor is a histogram of gray levels, or a mixture of logistic distributions. Its parameters are the output of
+    a small network that sees a window of earlier pixels, and the earlier channels of the pixel itself. All pixels share
+    the network, but each has other biases. The density is uniform within a gray level, so images have to be
+    dequantized. log q is exact, and samples are exact and independent.
 
     It is meant as the reference density of a joint energy model, ``Box(-1, 1, shape, reference=...)``: it knows what is
     local in an image, and the classifier's logits add what is not. Chains have to move by
@@ -44,6 +46,7 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
 
     References:
         van den Oord et al., Pixel recurrent neural networks, 2016. https://arxiv.org/abs/1601.06759
+        Salimans et al., PixelCNN++, 2017, for mixtures of logistic distributions. https://arxiv.org/abs/1701.05517
         Deng et al., Residual energy-based models for text generation, 2020, for an energy relative to an autoregressive
         model. https://arxiv.org/abs/2004.11714
 
@@ -51,6 +54,8 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
         box: Domain of x, with the shape (C, H, W).
         num_levels: Gray levels between its walls, at most 256.
         bins: Largest number of bins of each histogram; neighboring gray levels share one.
+        components: Use a mixture of this many logistic distributions in place of a histogram. It suits natural images,
+            whose gray levels are near those of their neighbors; a histogram suits drawings, which have few levels.
         radius: Size of the window: this many rows above, and pixels to each side.
         width: Width of the network.
         epochs: Passes over the images.
@@ -62,12 +67,6 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
     """
 
     is_fitted: Tensor
-    window_weight: Tensor
-    position: Tensor
-    hidden_weight: Tensor
-    hidden_bias: Tensor
-    out_weight: Tensor
-    out_position: Tensor
 
     def __init__(
         self,
@@ -75,6 +74,7 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
         num_levels: int = 256,
         *,
         bins: int = 64,
+        components: int | None = None,
         radius: int = 4,
         width: int = 96,
         epochs: int = 3,
@@ -86,7 +86,8 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
             raise ValueError(f"'box' should have the shape (C, H, W) of images, got {box.shape}.")
         self.box = box
         self.num_levels = check_integer("num_levels", num_levels, at_least=2, at_most=256)
-        self.bins = check_integer("bins", bins, at_least=2)
+        self.components = check_integer("components", components, at_least=1, optional=True)
+        self.bins = check_integer("bins", bins, at_least=2) if components is None else self.num_levels
         self.radius = check_integer("radius", radius, at_least=1)
         self.width = check_integer("width", width, at_least=2)
         self.epochs = check_integer("epochs", epochs, at_least=1)
@@ -95,8 +96,8 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
         self.window = CausalWindow(box.shape, self.radius)
         self.levels = GrayLevels(box.low, box.high, self.num_levels, self.bins)
         self.register_buffer("is_fitted", torch.zeros((), dtype=torch.float64))
-        for name, shape in self._weight_shapes().items():
-            self.register_buffer(name, torch.zeros(shape))
+        outputs, mixture = (self.bins, False) if components is None else (3 * components, True)
+        self.network = CausalNetwork(self.window, FEATURES, self.width, outputs, linear=mixture)
 
     @property
     def fitted(self) -> bool:
@@ -129,12 +130,9 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self._check_fitted(x)
         level = self.levels.level_of(x).flatten(2)
-        p = self._logits(level).softmax(-1).double()
-        key = self.levels.key_of(x.flatten(2), level)
-        index = self.levels.bin_of_level[level][..., None]
-        of_bin = p.gather(-1, index)[..., 0]
-        below = p.masked_fill(torch.arange(self.bins, device=x.device) >= index, 0).sum(-1)
-        u = below + of_bin * (key - index[..., 0])
+        index = self.levels.bin_of_level[level]
+        below, of_bin = self._all_pixels(level).below_and_at(index)
+        u = below + of_bin * (self.levels.key_of(x.flatten(2), level) - index)
         return u.clamp(0, 1).view(x.shape), (of_bin.log() + self.levels.log_within[level]).sum((1, 2))
 
     @torch.no_grad()
@@ -143,79 +141,38 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
         channels, rows = self.box.shape[0], u.flatten(2)
         x, log_q = torch.zeros(rows.shape, device=u.device), u.new_zeros(len(u))
         canvas = self.levels.features.new_zeros(len(u), self.window.padded_size, channels * FEATURES)
-        log_within, matrices = self.levels.log_within, [self._window_matrix(c) for c in range(channels)]
-        last = self._last_bin
+        log_within, matrices = self.levels.log_within, [self.network.window_matrix(c) for c in range(channels)]
         with full_float32(u.device.type):
             for pixels in self.window.fronts(u.device):
                 for c in range(channels):
                     seen = canvas.index_select(1, pixels.context.flatten()).view(len(u), len(pixels.places), -1)
-                    p = self._head(seen @ matrices[c], c, pixels.places, last).softmax(-1).double()
-                    level, of_bin, x[:, c, pixels.places] = self._inverted(p, rows[:, c, pixels.places], last)
+                    of_front = self._distribution(self.network.head(seen @ matrices[c], c, pixels.places))
+                    level, of_bin, x[:, c, pixels.places] = self._inverted(of_front, rows[:, c, pixels.places])
                     canvas[:, pixels.padded, c * FEATURES : (c + 1) * FEATURES] = self.levels.features[level]
                     log_q += (of_bin.log() + log_within[level]).sum(1)
         return x.view(u.shape), log_q
 
-    def _inverted(self, p: Tensor, u: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the cumulative distribution is ``u`` (N, P), for probabilities ``p`` (N, P, bins) up to bin ``last``.
+    def _inverted(self, distribution: BinDistribution, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the cumulative distribution is ``u`` (N, P).
 
         Returns:
             The gray level, the probability of its bin, and x, shapes (N, P).
         """
-        cumulative = p.cumsum(-1)
-        index = torch.searchsorted(cumulative, u[..., None]).clamp(max=last)
-        of_bin = p.gather(-1, index)
-        inside = (u[..., None] - cumulative.gather(-1, index) + of_bin) / of_bin
-        level, x = self.levels.at_key((index + inside.clamp(0, 1 - 1e-9))[..., 0])
-        return level, of_bin[..., 0], x
+        index = distribution.index_at(u)
+        below, of_bin = distribution.below_and_at(index)
+        inside = (u - below) / of_bin
+        level, x = self.levels.at_key(index + inside.clamp(0, 1 - 1e-9))
+        return level, of_bin, x
 
-    # The network.
+    def _distribution(self, outputs: Tensor) -> BinDistribution:
+        if self.components is None:
+            return Histograms(outputs, self.levels.bin_of_level[-1])  # a tensor: a number would wait for the GPU
+        return LogisticMixtures(outputs, self.bins)
 
-    def _weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        channels, height, breadth = self.box.shape
-        half, kernel = self.width // 2, (self.radius + 1, 2 * self.radius + 1)
-        return {
-            "window_weight": (channels * self.width, channels * FEATURES, *kernel),
-            "position": (channels, height * breadth, self.width),
-            "hidden_weight": (channels, self.width, half),
-            "hidden_bias": (channels, half),
-            "out_weight": (channels, half, self.bins),
-            "out_position": (channels, height * breadth, self.bins),
-        }
-
-    def _logits(self, level: Tensor) -> Tensor:
-        """Logits of the bins of all pixels at once, shape (N, C, H * W, bins), from gray levels (N, C, H * W)."""
-        _, height, breadth = self.box.shape
-        r = self.radius
-        images = self.levels.features[level].permute(0, 1, 3, 2).reshape(len(level), -1, height, breadth)
-        images = F.pad(images, (r, r, r, 0)).contiguous(memory_format=torch.channels_last)
-        with full_float32(level.device.type):
-            seen = F.conv2d(images, self._masked_window()).permute(0, 2, 3, 1).flatten(1, 2)
-            last, parts = self._last_bin, seen.split(self.width, -1)
-            heads = [self._head(part, c, slice(None), last) for c, part in enumerate(parts)]
-        return torch.stack(heads, 1)
-
-    def _head(self, seen: Tensor, c: int, pixels: Tensor | slice, last: Tensor) -> Tensor:
-        """Logits of the bins of channel ``c``, shape (N, P, bins), from what its window shows (N, P, width).
-
-        Those after bin ``last`` are -inf.
-        """
-        hidden = F.silu(seen + self.position[c, pixels])
-        hidden = F.silu(hidden @ self.hidden_weight[c] + self.hidden_bias[c])
-        logits = hidden @ self.out_weight[c] + self.out_position[c, pixels]
-        return logits.masked_fill(torch.arange(self.bins, device=logits.device) > last, -math.inf)
-
-    def _masked_window(self) -> Tensor:
-        mask = self.window.mask.to(self.window_weight)
-        return self.window_weight * mask.repeat_interleave(self.width, 0).repeat_interleave(FEATURES, 1)
-
-    def _window_matrix(self, c: int) -> Tensor:
-        """The window's weights of channel ``c``, shape (pixels of the window * features, width)."""
-        weight = self._masked_window()[c * self.width : (c + 1) * self.width].flatten(2)
-        return weight[..., : self.window.size].permute(2, 1, 0).flatten(0, 1)
-
-    @property
-    def _last_bin(self) -> Tensor:
-        return self.levels.bin_of_level[-1]  # a tensor: a number would wait for the GPU
+    def _all_pixels(self, level: Tensor) -> BinDistribution:
+        """Distributions over bins of all pixels at once, from gray levels (N, C, H * W)."""
+        images = self.levels.features[level].permute(0, 1, 3, 2).reshape(len(level), -1, *self.box.shape[1:])
+        return self._distribution(self.network(images))
 
     def _check_fitted(self, x: Tensor) -> None:
         if not self.fitted:
@@ -249,7 +206,9 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
         images, ranks = all_reduce(torch.tensor([float(len(levels)), 1.0])).tolist()
         steps = max(1, round(images / ranks * self.epochs / self.batch_size))
         generator = torch.Generator().manual_seed(0)  # the same on all ranks
-        weights = self._initial_weights(generator)
+        weights = self.network.initial_weights(generator)
+        if self.components is not None:
+            self.network.out_position.data.copy_(first_mixture(self.components))
         optimizer = torch.optim.Adam(weights, self.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 + 0.5 * math.cos(math.pi * t / steps))
         for _ in (progress or iter)(range(steps)):
@@ -265,20 +224,9 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
             weight.requires_grad_(False)
         self.is_fitted.fill_(1.0)
 
-    def _initial_weights(self, generator: torch.Generator) -> list[Tensor]:
-        """The weights, with gradients: normal with variance 1 / inputs, and biases of 0."""
-        weights = []
-        for name, shape in self._weight_shapes().items():
-            weight = getattr(self, name)
-            inputs = math.prod(shape[1:]) if name == "window_weight" else shape[1]
-            noise = torch.randn(shape, generator=generator) / math.sqrt(inputs)
-            weight.copy_(noise if name.endswith("weight") else torch.zeros(shape))
-            weights.append(weight.requires_grad_())
-        return weights
-
     def _add_gradient(self, level: Tensor) -> None:
         with torch.enable_grad():
-            loss = F.cross_entropy(self._logits(level).flatten(0, 2), self.levels.bin_of_level[level].flatten())
+            loss = self._all_pixels(level).loss(self.levels.bin_of_level[level])
         if not torch.isfinite(loss):
             raise ValueError(
                 f"'learning_rate' should be lower, got {self.learning_rate:g}: the loss of AutoregressiveDensity is "

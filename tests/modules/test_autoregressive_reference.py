@@ -75,7 +75,7 @@ def test_it_is_fitted_before_training_and_kept_in_checkpoints(tmp_path, seed):
     L.seed_everything(seed)
     path = tmp_path / "model.ckpt"
     module = trained(path, 2)
-    weights = module.support.reference.out_weight.clone()
+    weights = module.support.reference.network.out_weight.clone()
     assert module.support.reference.fitted
     assert module.chain_step is not None
     x = loader().dataset.tensors[0]
@@ -83,7 +83,7 @@ def test_it_is_fitted_before_training_and_kept_in_checkpoints(tmp_path, seed):
     torch.testing.assert_close(loaded.energy(x), module.eval().energy(x))
     resumed = model()
     trainer(3).fit(resumed, loader(), ckpt_path=path, weights_only=True)
-    assert torch.equal(resumed.support.reference.out_weight, weights)  # not fitted again, not trained
+    assert torch.equal(resumed.support.reference.network.out_weight, weights)  # not fitted again, not trained
 
 
 @pytest.mark.parametrize("chains", [ReplayBuffer(80, 0.0), ReweightedBuffer(80, 0.1)], ids=lambda c: type(c).__name__)
