@@ -1,8 +1,11 @@
 """``ebm-lightning COMMAND``, or ``python -m ebm_lightning COMMAND``."""
 
 import importlib
+import os
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ebm_lightning._lazy import optional_packages
 from ebm_lightning.models import models_table
@@ -28,17 +31,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command and its options; by default those of the command line.
     """
     command, *options = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    if command in ("-h", "--help"):
-        print(usage())
-    elif command == "models":
-        print(models_table())
-    elif command == "presets":
-        print(presets_table())
-    elif command in COMMANDS:
-        with optional_packages(f"ebm-lightning {command}"):
-            run(command, None if arguments is None else options)
-    else:
-        sys.exit(f"'ebm-lightning {command}' is not a command.\n\n{usage()}")
+    with ends_with_its_reader():
+        if command in ("-h", "--help"):
+            print(usage())
+        elif command == "models":
+            print(models_table())
+        elif command == "presets":
+            print(presets_table())
+        elif command in COMMANDS:
+            with optional_packages(f"ebm-lightning {command}"):
+                run(command, None if arguments is None else options)
+        else:
+            sys.exit(f"'ebm-lightning {command}' is not a command.\n\n{usage()}")
+
+
+@contextmanager
+def ends_with_its_reader() -> Iterator[None]:
+    """End the process without a traceback if nothing reads its output any more, as in ``ebm-lightning presets | head``.
+
+    Another pipe that breaks, such as one to a process that loads data, is still an error.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:  # how --help ends, perhaps with text in the buffer
+            print(end="", flush=True)
+            raise
+        print(end="", flush=True)
+    except BrokenPipeError:
+        closed = _outputs_without_reader()
+        if not closed:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for output in closed:
+            os.dup2(nowhere, output)  # or Python would write the rest of its buffer at exit, and fail again
+        sys.exit(1)
+
+
+def _outputs_without_reader() -> list[int]:
+    """The file descriptors of standard output and error, if they are pipes whose other end is closed."""
+    if not hasattr(select, "poll"):  # on Windows
+        return []
+    outputs = select.poll()
+    for output in (1, 2):
+        outputs.register(output, 0)
+    return [output for output, event in outputs.poll(0) if event & (select.POLLERR | select.POLLHUP)]
 
 
 def run(command: str, options: Sequence[str] | None) -> None:

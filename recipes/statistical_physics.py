@@ -60,22 +60,21 @@ def boltzmann(energies: Tensor, temperature: float) -> tuple[Tensor, float]:
     return log_p.softmax(0), float(log_p.logsumexp(0))
 
 
-def unit_mean(field: float, temperature: float, low: float = -1.0, high: float = 1.0) -> float:
-    r"""E[g] of one unit with two states and energy -g a, by the sum over both.
+def probability_up(low: float, field: float, temperature: float) -> Tensor:
+    r"""P(g = 1) of one unit with the states ``low`` and 1 and the energy -g a, by the sum over both.
 
     .. math::
-        g \in \{-1, +1\}: \mathbb{E}[g] = \tanh(a / T), \quad P(g = +1) = \mathrm{sigmoid}(2 a / T); \qquad
-        g \in \{0, 1\}: \mathbb{E}[g] = P(g = 1) = \mathrm{sigmoid}(a / T)
+        g \in \{-1, +1\}: P(g = 1) = \mathrm{sigmoid}(2 a / T), \quad \mathbb{E}[g] = \tanh(a / T); \qquad
+        g \in \{0, 1\}: P(g = 1) = \mathbb{E}[g] = \mathrm{sigmoid}(a / T)
 
     The two are easily confused: spins have the sigmoid of 2 a / T, bits that of a / T.
 
     Arguments:
+        low: The other state, -1 or 0.
         field: a.
         temperature: T.
-        low, high: The two states.
     """
-    states = torch.tensor([low, high], dtype=torch.float64)
-    return float(boltzmann(-field * states, temperature)[0] @ states)
+    return boltzmann(-field * torch.tensor([low, 1.0]), temperature)[0][1]
 
 
 def arrangements(atoms: str) -> list[str]:
@@ -206,8 +205,8 @@ def single_unit(field: float, num_chains: int, seed: int) -> list[Row]:
     rows = []
     for t in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf):
         generator = make_generator(seed, "unit", str(t))
-        spin = torch.where(torch.rand(num_chains, generator=generator) < _probability_up(-1, field, t), 1.0, -1.0)
-        bit = (torch.rand(num_chains, generator=generator) < _probability_up(0, field, t)).float()
+        spin = torch.where(torch.rand(num_chains, generator=generator) < probability_up(-1, field, t), 1.0, -1.0)
+        bit = (torch.rand(num_chains, generator=generator) < probability_up(0, field, t)).float()
         ratio = torch.tensor(field * (math.inf if t == 0 else 1 / t) if field else 0.0)
         rows.append(_row("unit in {-1, +1}: E[g] = tanh(a/T)", t, ratio.tanh(), spin))
         rows.append(_row("  P(g = +1) = sigmoid(2a/T)", t, (2 * ratio).sigmoid(), (spin > 0).float()))
@@ -310,11 +309,6 @@ def _plot_points(axes: Axes, rows: list[Row], what: str, color: ColorType, last:
     chosen = [row for row in rows if row["what"] == what and 0 < float(row["T"]) <= last]
     x, y = ([float(row[key]) for row in chosen] for key in ("T", "estimate"))
     axes.plot(x, y, "o", color=color, ms=5)
-
-
-def _probability_up(low: float, field: float, temperature: float) -> Tensor:
-    """P(g = 1) of a unit with states ``low`` and 1."""
-    return boltzmann(-field * torch.tensor([low, 1.0]), temperature)[0][1]
 
 
 def _row(what: str, temperature: float, exact: Tensor, draws: Tensor) -> Row:

@@ -14,9 +14,9 @@ from ebm_lightning.evaluation.inputs import (
     AnyData,
     Initial,
     OODChoice,
-    as_loader,
     feature_network,
     initial_density,
+    labeled_data,
     ood_sources,
 )
 from ebm_lightning.evaluation.loggers import check_logger, finish_wandb, log_to_wandb
@@ -85,8 +85,8 @@ def evaluate(
 
     Arguments:
         model: The model, such as a JEM.
-        data: A data module; or a loader or dataset of test images and labels; or both as tensors. Of several test
-            loaders the first is used.
+        data: A data module; or a loader or dataset of test images and labels; or both as tensors or arrays. Of several
+            test loaders the first is used.
         baseline: The plain classifier to compare with. If it is left out, the report states that nothing was compared.
         output: Folder for the results, new or empty; by default the next free runs/eval-N.
         title: Title of the report.
@@ -126,7 +126,7 @@ def evaluate(
         ValueError: An argument is out of its range, or the models do not fit together.
     """
     started = time.time()
-    data = as_loader(data)
+    data = labeled_data(data)
     settings = Settings(
         bins=bins,
         ood_images=ood_images,

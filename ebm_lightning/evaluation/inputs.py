@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from ebm_lightning.callbacks.ood_detection import ImageSource
 from ebm_lightning.data import OOD_PAIRS, ood_image_sets
@@ -17,33 +17,33 @@ from ebm_lightning.evaluation.measurements import FeatureNetwork, holds_images
 from ebm_lightning.evaluation.ood_sets import OODSet, usual_sets
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.modules.fit_densities import in_coordinates
+from ebm_lightning.modules.loaders import Rows, as_loader
 from ebm_lightning.modules.random_state import seeded_globally
 from ebm_lightning.modules.training_data import pass_over
 from ebm_lightning.supports import Density, Support
 from ebm_lightning.supports.density import FittedDensity
 
 Data = L.LightningDataModule | DataLoader[Any]
-AnyData = Data | Dataset[Any] | tuple[Tensor, Tensor]
-"""A data module, or a loader or dataset of test images and labels, or both as tensors."""
+AnyData = Data | Dataset[Any] | tuple[Rows, Rows]
+"""A data module, or a loader or dataset of test images and labels, or both as tensors or arrays."""
 Initial = Density | Literal["model", "reference"]
 OODChoice = Sequence[str] | Mapping[str, ImageSource] | None
 
 
-def as_loader(data: AnyData, batch_size: int = 250) -> Data:
-    """``data`` with tensors and datasets as a loader.
+def labeled_data(data: AnyData) -> Data:
+    """``data`` as a data module or a loader, as a trainer takes them.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: It is something else, such as one tensor of images without labels.
     """
-    if isinstance(data, L.LightningDataModule | DataLoader):
+    if isinstance(data, L.LightningDataModule):
         return data
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return DataLoader(TensorDataset(*data), batch_size)
-    if isinstance(data, Dataset):
-        return DataLoader(data, batch_size)
+    loader = as_loader(data) if isinstance(data, DataLoader | Dataset | tuple | list) else None
+    if isinstance(loader, DataLoader):
+        return loader
     raise ValueError(
-        f"'data' should be a data module, a loader or dataset of test images and labels, or both as a pair of tensors, "
-        f"got {type(data).__name__}."
+        f"'data' should be a data module, a loader or dataset of test images and labels, or both as tensors or arrays, "
+        f"got {type(data).__name__}. Pass (x, y), or a loader that yields them."
     )
 
 

@@ -12,7 +12,8 @@ from ebm_lightning.evaluation.error_bars import Z
 from ebm_lightning.evaluation.feature_detectors import Detector, NetworkOutputs, OfModel, pytorch_ood_detectors
 from ebm_lightning.evaluation.metrics import OODScores
 from ebm_lightning.modules import FeatureJEM
-from ebm_lightning.modules.cache_features import Loadable, network_outputs
+from ebm_lightning.modules.cache_features import network_outputs
+from ebm_lightning.modules.loaders import Data
 
 METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95")
 OURS = "FeatureJEM"
@@ -86,12 +87,12 @@ class OODResults:
 
 def evaluate_ood(
     model: FeatureJEM,
-    in_test: Loadable,
-    near: Mapping[str, Loadable],
-    far: Mapping[str, Loadable],
+    in_test: Data,
+    near: Mapping[str, Data],
+    far: Mapping[str, Data],
     *,
-    train: Loadable,
-    val: Loadable,
+    train: Data,
+    val: Data,
     detectors: Mapping[str, Detector] | None = None,
     resamples: int = 200,
     max_rows: int = 1_000_000,
@@ -167,7 +168,7 @@ def compare_scores(
     return values, intervals
 
 
-def _checked_sets(near: Mapping[str, Loadable], far: Mapping[str, Loadable]) -> dict[str, Loadable]:
+def _checked_sets(near: Mapping[str, Data], far: Mapping[str, Data]) -> dict[str, Data]:
     both = near.keys() & far.keys()
     if both:
         raise ValueError(f"'near' and 'far' should have different names, got {', '.join(sorted(both))} in both.")

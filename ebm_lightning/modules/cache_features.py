@@ -1,6 +1,6 @@
 """The features of a data set, computed once and kept in memory."""
 
-from collections.abc import Iterable, Sized
+from collections.abc import Sized
 from typing import Any
 
 import torch
@@ -9,17 +9,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ebm_lightning.checks import check_integer
+from ebm_lightning.modules.loaders import Data, as_loader
 from ebm_lightning.modules.network_features import FeatureBatch
 from ebm_lightning.modules.random_state import seeded_globally
 from ebm_lightning.modules.scoring import no_inputs
 from ebm_lightning.modules.training_data import pass_over
 
-Loadable = DataLoader[Any] | Dataset[Any] | tuple[Tensor, Tensor] | Iterable[Any]
-"""A loader; a dataset; inputs and labels as tensors; or batches."""
-
 
 def cache_features(
-    model: Any, data: Loadable, max_rows: int = 1_000_000, *, batch_size: int = 250, progress_bar: bool = True
+    model: Any, data: Data, max_rows: int = 1_000_000, *, batch_size: int = 250, progress_bar: bool = True
 ) -> TensorDataset:
     """Features (N, D), float32, and labels (N,) of ``data``, on the CPU, in the order of the data set.
 
@@ -42,7 +40,7 @@ def cache_features(
 
 def network_outputs(
     model: Any,
-    data: Loadable,
+    data: Data,
     max_rows: int = 1_000_000,
     *,
     batch_size: int = 250,
@@ -57,7 +55,7 @@ def network_outputs(
     from tqdm import tqdm
 
     check_integer("max_rows", max_rows, at_least=1)
-    loader = pass_over(_as_loader(data, batch_size))
+    loader = pass_over(as_loader(data, batch_size))
     rows = len(loader.dataset) if isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized) else 0
     _check_rows(rows, max_rows, model.num_features)
     parts: list[tuple[Tensor, Tensor]] = []
@@ -88,19 +86,6 @@ def feature_loader(dataset: TensorDataset, batch_size: int, *, shuffle: bool) ->
 def _collate(rows: list[tuple[Tensor, ...]]) -> FeatureBatch:
     columns = [torch.stack(column) for column in zip(*rows, strict=True)]
     return FeatureBatch(columns[0], columns[1] if len(columns) > 1 else None)
-
-
-def _as_loader(data: Loadable, batch_size: int) -> Any:
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        data = TensorDataset(*data)
-    if hasattr(data, "train_dataloader"):
-        raise ValueError(
-            f"'data' should be a loader, got the data module {type(data).__name__}. Call its setup(), and pass "
-            "its train_dataloader()."
-        )
-    if isinstance(data, Tensor):
-        data = TensorDataset(data)
-    return DataLoader(data, batch_size) if isinstance(data, Dataset) else data
 
 
 def _check_rows(rows: int, max_rows: int, num_features: int) -> None:

@@ -1,31 +1,16 @@
 """A classifier as a conditional energy model: trained by cross-entropy, with energies and scores."""
 
-import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from ebm_lightning.checks import check_integer
-from ebm_lightning.contracts import TWO_LOGITS
 from ebm_lightning.coordinates import Coordinates
-from ebm_lightning.energies import JointEnergy
-from ebm_lightning.modules import normalization, sampling, scoring
-from ebm_lightning.modules.batches import (
-    Batch,
-    BatchKeys,
-    check_batch_keys,
-    check_has_labels,
-    check_labels,
-    class_indices,
-    has_two_parts,
-    split_batch,
-    with_labels,
-)
-from ebm_lightning.modules.check_classifier import FirstLook
+from ebm_lightning.modules.batches import Batch, BatchKeys, check_has_labels, has_two_parts, with_labels
+from ebm_lightning.modules.energy_module import EnergyModule
 from ebm_lightning.modules.fit_coordinates import fit_coordinates
 from ebm_lightning.modules.fit_densities import fit_densities
 from ebm_lightning.modules.lr_schedules import (
@@ -34,16 +19,14 @@ from ebm_lightning.modules.lr_schedules import (
     configure_optimizers,
     schedule_and_config,
 )
-from ebm_lightning.modules.stored_values import StoredValues
-from ebm_lightning.resume.base import ResumableModule
 from ebm_lightning.resume.hparams import rebuild
-from ebm_lightning.supports import Euclidean, Support
+from ebm_lightning.supports import Support
 
 Terms = dict[str, tuple[float, Tensor]]
 """Weight and value of each term of a loss, by its name."""
 
 
-class ConditionalEBM(ResumableModule):
+class ConditionalEBM(EnergyModule):
     r"""Any classifier, trained by cross-entropy, that also gives E(x), E(x, y) and out-of-distribution scores.
 
     .. math:: -\log p(y|x) = E(x, y) - E(x) = -f(x)[y] + \log \sum_{y'} e^{f(x)[y']}
@@ -96,75 +79,10 @@ class ConditionalEBM(ResumableModule):
         coordinates: Coordinates | None = None,
         batch_keys: BatchKeys | None = None,
     ) -> None:
-        super().__init__()
-        remedy = TWO_LOGITS if isinstance(num_classes, int) and num_classes == 1 else ""
-        num_classes = check_integer("num_classes", num_classes, at_least=2, remedy=remedy)
-        coordinates = rebuild(coordinates, Coordinates, "coordinates")
-        support = rebuild(support, Support, "support") or (Euclidean() if coordinates is None else coordinates.codomain)
-        self.energy = JointEnergy(rebuild(classifier, nn.Module, "classifier"), support, coordinates=coordinates)
-        self.save_hyperparameters()
-        self._first_look = FirstLook()
-        self.num_classes: int = num_classes
+        super().__init__(classifier, num_classes, support, coordinates=coordinates, batch_keys=batch_keys)
         self.optimizer = rebuild(optimizer, torch.optim.Optimizer, "optimizer", partial=True)
         scheduler, self.lr_scheduler_config = schedule_and_config(lr_scheduler, lr_scheduler_config)
         self.lr_scheduler = rebuild(scheduler, torch.optim.lr_scheduler.LRScheduler, "lr_scheduler", partial=True)
-        self.batch_keys = check_batch_keys(batch_keys)
-        self.stored_threshold = StoredValues(1)
-        self.stored_log_z = normalization.stored_log_z(num_classes)
-
-    @property
-    def classifier(self) -> nn.Module:
-        return self.energy.classifier
-
-    @property
-    def support(self) -> Support:
-        """Domain of u, where chains move, with the reference density. Without coordinates that of x."""
-        return self.energy.support
-
-    @property
-    def coordinates(self) -> Coordinates:
-        """The map from x to u; the identity by default."""
-        return self.energy.coordinates
-
-    @property
-    def domain(self) -> Support:
-        """Domain of x."""
-        return self.coordinates.domain
-
-    @property
-    def chain_energy(self) -> JointEnergy:
-        """The energy of u, on ``support``, in which chains and annealing run. Without coordinates ``energy`` itself."""
-        return self.energy.in_coordinates
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, shape (N, K)."""
-        return self._logits(self.coordinates(x))
-
-    def checked_logits(self, x: Tensor) -> Tensor:
-        """Logits of inputs as :meth:`inputs_and_labels` returns them, shape (N, K). Losses and metrics are of these."""
-        logits: Tensor = self(x)
-        return logits
-
-    def _logits(self, u: Tensor) -> Tensor:
-        """Logits of points in coordinates, shape (N, K)."""
-        logits: Tensor = self.chain_energy.logits(u)
-        if logits.shape[1] != self.num_classes:
-            remedy = TWO_LOGITS if logits.shape[1] == 1 else "Change one of them."
-            raise ValueError(
-                f"'num_classes' should be the number of logits, got {self.num_classes} for a classifier with "
-                f"{logits.shape[1]}. {remedy}"
-            )
-        return logits
-
-    # Everyday use, without a trainer. Each function has the model as its first argument.
-
-    sample = sampling.sample
-    score = scoring.score
-    threshold = scoring.threshold
-    is_ood = scoring.is_ood
-    estimate_log_z = normalization.estimate_log_z
-    log_z = property(normalization.known_log_z)
-    log_prob = normalization.log_prob
 
     # The loss: override these.
 
@@ -192,46 +110,20 @@ class ConditionalEBM(ResumableModule):
                 raise RuntimeError(self._divergence_message({name: value for name, (_, value) in terms.items()}))
         return loss, terms
 
-    # Lightning's hooks.
-
-    def prepare_fit(self) -> None:
-        fit_coordinates(self)
-        if self.generator is None:
-            fit_densities(self)
-        super().prepare_fit()
-
-    def check_batch(self, x: Tensor, y: Tensor | None = None, *, unlabeled: bool = False) -> None:
-        """Check that x is in its domain and that y holds classes, or also -1 if ``unlabeled``.
-
-        Every step calls it: for each batch on the CPU, but only for the first on an accelerator, which would have to
-        be synchronized.
-
-        Raises:
-            ValueError: They are not. The message says how to fix it.
-        """
-        self.domain.check(x)
-        if y is not None:
-            check_labels(y, len(x), self.num_classes, unlabeled=unlabeled)
-
-    def chains_follow_gradients(self) -> bool:
-        """Whether training moves chains along the gradient of the energy in x."""
-        return False
-
     def _check_again(self, x: Tensor, y: Tensor, x_gen: Tensor | None = None, y_gen: Tensor | None = None) -> None:
         """Check a batch that is outside or gave an infinite loss: accelerators checked the first batch only."""
         self.check_batch(x, y, unlabeled=x_gen is None)
         if x_gen is not None:
             self.check_batch(x_gen, y_gen, unlabeled=True)
 
-    def inputs_and_labels(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Inputs and labels of what a loader yields; labels are None if there are none.
+    def _divergence_message(self, values: dict[str, Tensor]) -> str:
+        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
+        return (
+            f"The loss is not finite at step {self.global_step} ({terms}). No weight was updated with it. "
+            "Lower the learning rate."
+        )
 
-        Everything that reads batches calls it. Override it for batches of another form.
-
-        Raises:
-            ValueError: The form is unknown.
-        """
-        return split_batch(batch, self.batch_keys)
+    # Training batches.
 
     def checked_batch(self, batch: Any, batch_idx: int) -> Batch:
         """``batch`` as (x, y), checked by :meth:`check_batch`.
@@ -260,6 +152,14 @@ class ConditionalEBM(ResumableModule):
         """The arguments of :meth:`loss_terms` for a training batch."""
         return self.checked_batch(batch["clf"] if has_two_parts(batch) else batch, batch_idx)
 
+    # Lightning's hooks.
+
+    def prepare_fit(self) -> None:
+        fit_coordinates(self)
+        if self.generator is None:
+            fit_densities(self)
+        super().prepare_fit()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         arguments = self.training_batch(batch, batch_idx)
         self._first_look(self, arguments[0])
@@ -268,47 +168,5 @@ class ConditionalEBM(ResumableModule):
         self.log_dict({f"train/loss_{name}": value for name, (_, value) in terms.items()})
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        return self._evaluate(batch, batch_idx, "val")
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        return self._evaluate(batch, batch_idx, "test")
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Logits (N, K) and energies E(x) (N,). Labels are not needed, and ignored if there are some."""
-        x, _ = self.inputs_and_labels(batch)
-        if x.device.type == "cpu" or batch_idx == 0:
-            self.check_batch(x)
-        self._first_look(self, x)
-        return self._outputs(x)
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self.parameters(), self.optimizer, self.lr_scheduler, self.lr_scheduler_config)
-
-    def _evaluate(self, batch: Any, batch_idx: int, stage: Literal["val", "test"]) -> dict[str, Tensor]:
-        """Logits and energies. Lightning averages what is logged over the batches of each loader and over ranks."""
-        x, y = self.inputs_and_labels(batch)
-        if x.device.type == "cpu" or batch_idx == 0:
-            self.check_batch(x, y)
-        self._first_look(self, x)
-        outputs = self._outputs(x)
-        if not torch.isfinite(outputs["energy"]).all():  # accelerators checked the first batch only
-            self.check_batch(x, y)
-        log = functools.partial(self.log, batch_size=len(x), sync_dist=True)
-        if y is not None:
-            correct = outputs["logits"].argmax(1) == class_indices(y)
-            log(f"{stage}/accuracy", correct.float().mean(), prog_bar=True)
-            log(f"{stage}/nll", F.cross_entropy(outputs["logits"], y))
-        log(f"{stage}/energy", outputs["energy"].mean())
-        return outputs
-
-    def _outputs(self, x: Tensor) -> dict[str, Tensor]:
-        logits = self.checked_logits(x)
-        return {"logits": logits, "energy": self.energy.from_logits(logits, x)}
-
-    def _divergence_message(self, values: dict[str, Tensor]) -> str:
-        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
-        return (
-            f"The loss is not finite at step {self.global_step} ({terms}). No weight was updated with it. "
-            "Lower the learning rate."
-        )

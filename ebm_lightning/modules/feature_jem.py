@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 
 from ebm_lightning.chains import Chains, ReplayBuffer
 from ebm_lightning.coordinates import Compose, Coordinates, RadialPower, Whitening
-from ebm_lightning.modules.cache_features import Loadable, cache_features, feature_loader
+from ebm_lightning.modules.cache_features import cache_features, feature_loader
 from ebm_lightning.modules.fit_to_features import default_trainer, fit_to_features
 from ebm_lightning.modules.jem import JEM
+from ebm_lightning.modules.loaders import Data
 from ebm_lightning.modules.lr_schedules import OptimizerCallable, configure_optimizers, warmup_and_decay
 from ebm_lightning.modules.network_features import FeatureBatch, Layer, NetworkFeatures
-from ebm_lightning.modules.scoring import Data, over_data
+from ebm_lightning.modules.scoring import over_data
 from ebm_lightning.modules.stored_values import StoredValues
 from ebm_lightning.networks import DensityHead
 from ebm_lightning.resume.hparams import rebuild
@@ -153,7 +154,7 @@ class FeatureJEM(JEM):
         return z
 
     def feature_loader(
-        self, data: Loadable, batch_size: int = 128, *, shuffle: bool = False, max_rows: int = 1_000_000, **options: Any
+        self, data: Data, batch_size: int = 128, *, shuffle: bool = False, max_rows: int = 1_000_000, **options: Any
     ) -> DataLoader[FeatureBatch]:
         """A loader of the features of ``data``, which are computed once and kept in memory, for a ``Trainer``.
 
@@ -171,8 +172,8 @@ class FeatureJEM(JEM):
 
     def fit(
         self,
-        train: Loadable,
-        val: Loadable | None = None,
+        train: Data,
+        val: Data | None = None,
         *,
         trainer: L.Trainer | None = None,
         batch_size: int = 128,

@@ -1,7 +1,5 @@
-"""The joint energy model (JEM): a classifier that also learns p(x), with negatives from MCMC chains."""
+"""The joint energy model (JEM): the loss of a classifier that also learns p(x). Its chains are in ``chain_ebm.py``."""
 
-import copy
-import functools
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -10,23 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_lightning.chains import Chains, ReplayBuffer
-from ebm_lightning.chains.step import ChainStep
-from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.chains import Chains
+from ebm_lightning.checks import check_number
 from ebm_lightning.coordinates import Coordinates
 from ebm_lightning.energies import tilt_of
 from ebm_lightning.modules.batches import BatchKeys, check_classes, has_two_parts
-from ebm_lightning.modules.conditional import ConditionalEBM, Terms
+from ebm_lightning.modules.chain_ebm import ChainEBM
+from ebm_lightning.modules.conditional import Terms
 from ebm_lightning.modules.lr_schedules import LRSchedulerCallable, OptimizerCallable
 from ebm_lightning.modules.precompute_gradient import differs_in_training, precompute_gradient
-from ebm_lightning.resume.hparams import rebuild
-from ebm_lightning.rng import make_generator
-from ebm_lightning.samplers import SGLD, Adaptation, BlockGibbs, Compute, NoiseRefresh, Sampler, eval_mode
-from ebm_lightning.samplers.adaptation import AdaptedSampler
+from ebm_lightning.samplers import Adaptation, Compute, Sampler, eval_mode
 from ebm_lightning.supports import Support
 
 
-class JEM(ConditionalEBM):
+class JEM(ChainEBM):
     r"""Any classifier, trained on -log p(y|x) and on one or more generative terms.
 
     .. math::
@@ -66,15 +61,13 @@ class JEM(ConditionalEBM):
         data_noise: Standard deviation of Gaussian noise added to training data, in units of x (JEM: 0.03). If the
             generative terms have separate batches, only those get it: chains need this noise, but it blurs the
             classifier's inputs. Noise for the classifier is set in the data module.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler, lr_scheduler_config: As for :class:`ConditionalEBM`.
+        optimizer, lr_scheduler, lr_scheduler_config, batch_keys: As for :class:`ConditionalEBM`.
         compute: Precision, memory layout and compilation of the network while chains move, such as
             ``Compute.auto()``. By default the same as for the loss, which the trainer sets.
         seed: Seed of the chains; by default PyTorch's initial seed, which ``seed_everything`` sets. Each rank has a
             separate stream.
         coordinates: As for :class:`ConditionalEBM`: the fitted map to the u in which chains move.
         adaptation: Adapts the step size of MALA or HMC to an acceptance rate, and runs chains longer that are behind.
-        batch_keys: As for :class:`ConditionalEBM`.
 
     Raises:
         ValueError: A negative weight, all weights 0, or an error of :class:`ConditionalEBM`.
@@ -103,45 +96,37 @@ class JEM(ConditionalEBM):
         adaptation: Adaptation | None = None,
         batch_keys: BatchKeys | None = None,
     ) -> None:
-        if support is None and coordinates is None:
-            raise ValueError("'support' should be given, such as Box(-1, 1, shape), got None without coordinates.")
         super().__init__(
             classifier,
             num_classes,
             support,
+            sampler,
+            chains,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             lr_scheduler_config=lr_scheduler_config,
+            compute=compute,
+            seed=seed,
             coordinates=coordinates,
+            adaptation=adaptation,
             batch_keys=batch_keys,
         )
-        self.adapted_sampler = AdaptedSampler(
-            rebuild(sampler, Sampler, "sampler") or SGLD.jem(), rebuild(adaptation, Adaptation, "adaptation")
+        self.conditional_weight: float = check_number("conditional_weight", conditional_weight, at_least=0)
+        self.generative_weight: float = check_number("generative_weight", generative_weight, at_least=0)
+        self.joint_weight: float = check_number("joint_weight", joint_weight, at_least=0)
+        self.class_conditional_weight: float = check_number(
+            "class_conditional_weight", class_conditional_weight, at_least=0
         )
-        self.conditional_weight = conditional_weight
-        self.generative_weight = generative_weight
-        self.joint_weight = joint_weight
-        self.class_conditional_weight = class_conditional_weight
-        self.energy_l2 = energy_l2
-        self.data_noise = data_noise
-        self._check_weights()
-        self.chains: Chains = rebuild(chains, Chains, "chains") or ReplayBuffer()
-        self.class_chains = copy.deepcopy(self.chains)
-        self.class_chains.initial = self.chains.initial  # the same object, so that it is fitted once
-        self.compute: Compute | None = rebuild(compute, Compute, "compute")
-        self.seed: int | None = check_integer("seed", seed, optional=True)
-        self.chain_step: ChainStep | None = None  # what the last training step did with its chains
+        self.energy_l2: float = check_number("energy_l2", energy_l2, at_least=0)
+        self.data_noise: float = check_number("data_noise", data_noise, at_least=0)
+        if not (conditional_weight or generative_weight or joint_weight or class_conditional_weight):
+            raise ValueError("'conditional_weight' or a generative weight should be positive, got 0 for all of them.")
 
-    @property
-    def sampler(self) -> Sampler:
-        """Moves the chains, with the adapted step size. Setting it restarts the adaptation."""
-        return self.adapted_sampler.current
+    def running_chains(self) -> dict[str, Chains]:
+        needed = {"chains": self.generative_weight or self.joint_weight, "class_chains": self.class_conditional_weight}
+        return {name: getattr(self, name) for name, weight in needed.items() if weight}
 
-    @sampler.setter
-    def sampler(self, sampler: Sampler) -> None:
-        self.adapted_sampler.restart(sampler)
-
-    # The loss, from top to bottom: override any of these.
+    # The loss, from top to bottom: override any of these, or ``negatives``, which moves the chains.
 
     def loss_terms(self, x: Tensor, y: Tensor, x_gen: Tensor | None = None, y_gen: Tensor | None = None) -> Terms:
         """The weight and value of each term of the loss. Term ``t`` is logged as ``train/loss_t``.
@@ -208,84 +193,31 @@ class JEM(ConditionalEBM):
             loss = loss + self._negative_phase(self.negatives(u, y), y, self.class_conditional_weight)
         return loss
 
-    def negatives(self, u: Tensor, y: Tensor | None = None) -> Tensor:
-        """One negative for each row of ``u``, in coordinates, detached: from p(u), or from p(u|y) if ``y`` is given."""
-        chains = self.chains if y is None else self.class_chains
-        energy = self.chain_energy if y is None else functools.partial(self.chain_energy, y=y)
-        start, index = chains.draw(len(u), y, self.generator, data=u)
-        start = chains.reweight(index, start, functools.partial(self._log_tilt, y=y), self.generator)
-        where = {"support": self.support, "generator": self.generator, "compute": self.compute}
-        state, repeats = self.adapted_sampler.run(energy, start, u, **where)
-        chains.store(index, state.x)
-        self.chain_step = ChainStep(chains, index, state, repeats)
-        return state.x
-
     def _negative_phase(self, u_neg: Tensor, y: Tensor | None, weight: float) -> Tensor:
         with eval_mode(self.energy):
             logits = self.chain_energy.logits(u_neg)
-        energy = -tilt_of(logits, y)
+        log_tilt = tilt_of(logits, y)
+        outside = ~self.support.contains(u_neg)  # a sampler that leaves the support is at fault
+        energy = (-log_tilt).masked_fill(outside, math.inf).mean()
         if self.chain_step is not None:
-            self.chain_step.chains.remember(self.chain_step.index, -energy)
-        energy = energy.masked_fill(~self.support.contains(u_neg), math.inf)  # a sampler that leaves it is at fault
-        if self.chain_step is not None:
-            self.chain_step.energy_neg = energy.detach().mean()
-        return precompute_gradient(self._l2(logits) - weight * energy.mean(), self.energy)
-
-    @torch.no_grad()
-    def _log_tilt(self, u: Tensor, y: Tensor | None) -> Tensor:
-        """log p(u) - log q(u), or log p(u, y) - log q(u), up to log Z, shape (N,)."""
-        with eval_mode(self.energy):
-            return tilt_of(self.chain_energy.logits(u), y)
+            self.chain_step.chains.remember(self.chain_step.index, log_tilt)
+            self.chain_step.energy_neg = energy.detach()
+        return precompute_gradient(self._l2(logits) - weight * energy, self.energy)
 
     def _l2(self, logits: Tensor) -> Tensor:
         return self.energy_l2 * logits.logsumexp(1).square().mean() if self.energy_l2 else logits.new_zeros(())
 
-    # Chains.
+    def _divergence_message(self, values: dict[str, Tensor]) -> str:
+        step = self.chain_step
+        energies = (None, None) if step is None else (step.energy_pos, step.energy_neg)
+        pos, neg = (math.nan if energy is None else float(energy) for energy in energies)
+        return (
+            f"{super()._divergence_message(values)} The last mean energies were {pos:.4g} of data and "
+            f"{neg:.4g} of negatives: if they diverged, lower the sampler's 'step_size' or raise its "
+            "'steps', set 'energy_l2' to 0.1, or clip gradients."
+        )
 
-    def running_chains(self) -> dict[str, Chains]:
-        needed = {
-            "chains": self.generative_weight or self.joint_weight,
-            "class_chains": self.class_conditional_weight,
-        }
-        return {name: getattr(self, name) for name, weight in needed.items() if weight}
-
-    def start_chains(self) -> None:
-        """Seed this rank's generator and set up its chains. ``fit`` calls it; a hand-written loop has to."""
-        self.generator = self._make_generator("chains")
-        for name, chains in self.running_chains().items():
-            chains.setup(self.support, self._classes_of(name), self.generator)
-
-    def prepare_fit(self) -> None:
-        if self.running_chains() and self.trainer.precision in ("bf16-true", "16-true"):
-            raise RuntimeError(
-                f"'precision' should be bf16-mixed or 32-true while chains run, got {self.trainer.precision}: with "
-                "weights and data in half precision, an energy of 300 is rounded to a multiple of 2."
-            )
-        super().prepare_fit()
-
-    def chains_follow_gradients(self) -> bool:
-        return bool(self.running_chains()) and not isinstance(self.sampler, BlockGibbs | NoiseRefresh)
-
-    def place_chains(self) -> None:
-        for name, chains in self.running_chains().items():
-            chains.place(self.support, self._classes_of(name))
-
-    def _classes_of(self, chains: str) -> int | None:
-        return self.num_classes if chains == "class_chains" else None
-
-    def restart_chains(self, attempt: int, factor: float = 1.0) -> None:
-        """After a divergence: reinitialize the chains that moved last, reseed the sampler and scale its step.
-
-        Arguments:
-            attempt: Number of the random stream; use each number once.
-            factor: Scales the sampler's step; the distribution that it targets does not change.
-        """
-        self.generator = self._make_generator("chains", attempt)
-        if self.chain_step is not None:
-            self.chain_step.chains.reinitialize(self.chain_step.index, self.generator)
-        self.adapted_sampler.scale_step(factor)
-
-    # Lightning's hooks.
+    # Training batches.
 
     def training_batch(self, batch: Any, batch_idx: int) -> tuple[Tensor, ...]:
         if not has_two_parts(batch):
@@ -301,41 +233,8 @@ class JEM(ConditionalEBM):
         if self.joint_weight or self.class_conditional_weight:
             check_classes(y, values=y.device.type == "cpu" or batch_idx == 0)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        step = self.chain_step
-        if step is not None and step.energy_pos is not None and step.energy_neg is not None:
-            energies = {"train/energy_pos": step.energy_pos, "train/energy_neg": step.energy_neg}
-            self.log_dict(energies)
-        return loss
-
-    def derived_hyperparameters(self) -> dict[str, Any]:
-        return {"implied_temperature": self.sampler.implied_temperature}
-
     def _noisy(self, x: Tensor) -> Tensor:
         if not self.data_noise:
             return x
         noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
         return self.domain.reflect(x + self.data_noise * noise)
-
-    def _make_generator(self, *stream: str | int) -> torch.Generator:
-        """This rank's generator for the stream of that name."""
-        seed = torch.initial_seed() if self.seed is None else self.seed
-        return make_generator(seed, self.global_rank, *stream, device=self.device)
-
-    def _check_weights(self) -> None:
-        names = ("conditional_weight", "generative_weight", "joint_weight", "class_conditional_weight")
-        for name in (*names, "energy_l2", "data_noise"):
-            setattr(self, name, check_number(name, getattr(self, name), at_least=0))
-        if not any(getattr(self, name) for name in names):
-            raise ValueError("'conditional_weight' or a generative weight should be positive, got 0 for all of them.")
-
-    def _divergence_message(self, values: dict[str, Tensor]) -> str:
-        step = self.chain_step
-        energies = (None, None) if step is None else (step.energy_pos, step.energy_neg)
-        pos, neg = (math.nan if energy is None else float(energy) for energy in energies)
-        return (
-            f"{super()._divergence_message(values)} The last mean energies were {pos:.4g} of data and "
-            f"{neg:.4g} of negatives: if they diverged, lower the sampler's 'step_size' or raise its "
-            "'steps', set 'energy_l2' to 0.1, or clip gradients."
-        )

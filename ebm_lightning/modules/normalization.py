@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.modules.batches import Batch, class_indices, with_labels
+from ebm_lightning.modules.loaders import Data
 from ebm_lightning.modules.random_state import isolate_rng
-from ebm_lightning.modules.scoring import Data, batches_of, check_stored, no_inputs, over_data
+from ebm_lightning.modules.scoring import batches_of, check_stored, no_inputs, over_data
 from ebm_lightning.modules.stored_values import StoredValues
 from ebm_lightning.partition import LogZ, ais
 from ebm_lightning.samplers import eval_mode

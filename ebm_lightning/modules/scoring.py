@@ -5,21 +5,17 @@ part, batch-norm statistics and global random states are as before afterwards.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ebm_lightning.checks import check_integer, check_number
+from ebm_lightning.modules.loaders import Data, as_loader, as_tensor
 from ebm_lightning.modules.random_state import isolate_rng
 from ebm_lightning.modules.stored_values import StoredValues
 from ebm_lightning.samplers import eval_mode
-
-Data = Tensor | np.ndarray[Any, Any] | Dataset[Any] | Iterable[Any]
-"""Inputs (N, *shape), or a pair with labels; or a dataset or loader, with batches in any form that modules take."""
 
 
 @torch.no_grad()
@@ -45,7 +41,8 @@ def over_data(model: Any, data: Data, function: Callable[[Tensor, Tensor | None]
 def batches_of(model: Any, data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Inputs and labels of ``data``, checked, on the model's device, in float32, or in float64 if the weights are."""
     check_integer("batch_size", batch_size, at_least=1)
-    for batch in _as_batches(data, batch_size):
+    rows = as_tensor(data)  # split without copies, also into one batch of no rows
+    for batch in as_loader(data, batch_size) if rows is None else rows.split(batch_size):
         x, y = model.inputs_and_labels(batch)
         if x.is_floating_point():
             x = x.to(model.device, _precision(model))
@@ -124,27 +121,6 @@ def check_stored(energy: nn.Module, stored: StoredValues, what: str, method: str
 def no_inputs() -> ValueError:
     """The error for data that are empty."""
     return ValueError("'data' should hold inputs, got none. An iterator can be read only once: pass the loader itself.")
-
-
-def _as_batches(data: Data, batch_size: int) -> Iterable[Any]:
-    if isinstance(data, np.ndarray):
-        data = torch.from_numpy(data)
-    if isinstance(data, Tensor):
-        return data.split(batch_size)
-    if _is_pair(data):
-        data = TensorDataset(*data)
-    if isinstance(data, Dataset):
-        return DataLoader(data, batch_size)
-    if not isinstance(data, Iterable):
-        remedy = "Pass its val_dataloader()." if hasattr(data, "val_dataloader") else "Use torch.tensor."
-        raise ValueError(f"'data' should be a tensor, a dataset or a loader, got {type(data).__name__}. {remedy}")
-    return data
-
-
-def _is_pair(data: Any) -> TypeGuard[tuple[Tensor, Tensor]]:
-    """Whether these are inputs and labels as tensors, and not two batches of inputs."""
-    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-    return pair and len(data[0]) == len(data[1]) and data[1].ndim == 1 and data[0].ndim > 1
 
 
 def _precision(model: Any) -> torch.dtype:

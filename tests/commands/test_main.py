@@ -1,6 +1,7 @@
 """``ebm-lightning``: its commands, and presets that are found without a clone."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,44 @@ def test_models_and_presets_are_listed(capsys):
     main(["presets"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == preset_names()
+
+
+def without_reader(*call: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with an output that nothing reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, *call]
+        streams = {"stdout": writer, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.run(command, env=os.environ | environment, **streams, timeout=300)
+    finally:
+        os.close(writer)
+
+
+IN_A_COMMAND = (
+    "from ebm_lightning.__main__ import ends_with_its_reader\nwith ends_with_its_reader():\n    print(1)\n    "
+)
+PRINTS = {
+    "table": ("-m", "ebm_lightning", "presets"),
+    "end of --help": ("-c", f"{IN_A_COMMAND}raise SystemExit"),
+    "sample --help": pytest.param(("-m", "ebm_lightning", "sample", "--help"), marks=pytest.mark.slow),
+}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("call", PRINTS.values(), ids=PRINTS)
+def test_a_command_ends_quietly_with_its_reader(call, unbuffered):
+    """As in '| head'. Kills: no flush before the end, no flush at SystemExit, a check that relies on the buffer."""
+    done = without_reader(*call, PYTHONUNBUFFERED=unbuffered)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+
+
+def test_another_broken_pipe_is_an_error():
+    """Kills: every broken pipe taken for that of the output, an error of a command hidden by that of its output."""
+    call = [sys.executable, "-c", f"{IN_A_COMMAND}raise BrokenPipeError(5)"]
+    assert subprocess.run(call, capture_output=True, text=True).stderr.endswith("BrokenPipeError: 5\n")
+    assert "KeyError: 5" in without_reader("-c", f"{IN_A_COMMAND}raise KeyError(5)", PYTHONUNBUFFERED="").stderr
 
 
 def test_a_preset_is_found_by_name_and_a_file_by_its_path(tmp_path, monkeypatch):

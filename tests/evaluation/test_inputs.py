@@ -12,7 +12,7 @@ from ebm_lightning import (
     ReplayBuffer,
     evaluate,
 )
-from ebm_lightning.evaluation.inputs import as_loader, feature_network, initial_density, ood_sources
+from ebm_lightning.evaluation.inputs import feature_network, initial_density, labeled_data, ood_sources
 from ebm_lightning.networks import MLP
 from tests.data.pictures import write_idx
 from tests.evaluation.models import SETS, arrays, small_classifier, small_jem
@@ -96,6 +96,7 @@ def test_tensors_datasets_loaders_and_several_test_sets_are_evaluated_alike(tmp_
             assert metrics[name] == pytest.approx(found[0][name], abs=1e-6), name
 
 
-def test_other_data_are_refused():
-    with pytest.raises(ValueError, match=r"'data' should be a data module, a loader or dataset .*, got Tensor"):
-        as_loader(X)
+@pytest.mark.parametrize("data", [X, X.numpy(), [X, X], 3.0], ids=["tensor", "array", "batches", "number"])
+def test_data_without_labels_are_refused(data):
+    with pytest.raises(ValueError, match=rf"'data' should be a data module, .*, got {type(data).__name__}\."):
+        labeled_data(data)

@@ -139,7 +139,10 @@ def test_scores_are_of_x_under_coordinates(tmp_path):
         (X.int(), "'x' should be a floating point tensor, got torch.int32"),
         ([], "'data' should hold inputs, got none"),
         (3.0, "'data' should be a tensor, a dataset or a loader, got float"),
-        (Rings(size=64), "'data' should be a tensor, a dataset or a loader, got Rings. Pass its val_dataloader()."),
+        (
+            Rings(size=64),
+            "'data' should be a tensor, a dataset or a loader, got the data module Rings. Call its setup()",
+        ),
     ],
 )
 def test_bad_data_are_named(data, message):

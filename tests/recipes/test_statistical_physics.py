@@ -12,7 +12,7 @@ from tests.conftest import z_score
 from tests.helpers import recipe
 
 physics = recipe("statistical_physics.py")
-Ising, boltzmann, unit_mean = physics.Ising, physics.boltzmann, physics.unit_mean
+Ising, boltzmann, probability_up = physics.Ising, physics.boltzmann, physics.probability_up
 arrangements, line_energy = physics.arrangements, physics.line_energy
 
 
@@ -42,13 +42,13 @@ def test_limits_of_temperature():
 def test_the_three_formulas_of_a_single_unit(temperature):
     a = 0.7
     ratio = torch.tensor(a / temperature, dtype=torch.float64)
-    assert unit_mean(a, temperature) == pytest.approx(float(ratio.tanh()))
-    assert unit_mean(a, temperature, low=0.0) == pytest.approx(float(ratio.sigmoid()))
-    up = boltzmann(-a * torch.tensor([-1.0, 1.0], dtype=torch.float64), temperature)[0][1]
-    assert float(up) == pytest.approx(float((2 * ratio).sigmoid()))
-    assert unit_mean(a, 0) == 1
-    assert unit_mean(a, math.inf) == 0
-    assert unit_mean(a, math.inf, low=0.0) == 0.5
+    spin, bit = (float(probability_up(low, a, temperature)) for low in (-1, 0))
+    assert spin - (1 - spin) == pytest.approx(float(ratio.tanh()))
+    assert spin == pytest.approx(float((2 * ratio).sigmoid()))
+    assert bit == pytest.approx(float(ratio.sigmoid()))
+    for low in (-1, 0):
+        assert probability_up(low, a, 0) == 1
+        assert probability_up(low, a, math.inf) == 0.5
 
 
 def test_ising_energies_by_hand():
