@@ -1,4 +1,4 @@
-"""Grids of new samples next to test images: one of p(x), and one with a row for each class."""
+"""Grids of new samples between their initial points and test images: one of p(x), and one with a row for each class."""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 from ebm_lightning.callbacks.base import Evaluation, Stage, chosen_sampler
 from ebm_lightning.callbacks.figures import publish
 from ebm_lightning.callbacks.points import are_images, caption, panel_height, plot_points
+from ebm_lightning.chains.initial import initial_points
 from ebm_lightning.checks import check_integer
 from ebm_lightning.modules import ConditionalEBM
 from ebm_lightning.rng import make_generator
@@ -22,7 +23,7 @@ from ebm_lightning.supports import Density, Support
 
 
 class FreshSamples(Evaluation):
-    """At test, grids of samples from E(x) and from E(x, y), each next to as many test images.
+    """At test, grids of samples from E(x) and from E(x, y), between the points where chains start and test images.
 
     ``samples/unconditional`` is a square. In ``samples/conditional``, row y shows samples from E(x, y) and test images
     with label y. Chains are new and use a separate generator: a replay buffer would show what training kept, not what
@@ -103,14 +104,12 @@ class FreshSamples(Evaluation):
         steps = chosen_sampler(module, self.sampler, self.steps).steps
         start = f"{steps} steps from {'the reference density' if self.initial is None else type(self.initial).__name__}"
         drawn = self._samples["unconditional"].cpu()
-        pair = Panels("", drawn, x[: len(drawn)])
-        figures = {"unconditional": plot_pairs([pair], f"E(x), {start}", module.domain, self.side)}
-        drawn = self._samples["conditional"].cpu()
-        pairs = [
-            Panels(name, part, x[y == k][: self.side])
-            for name, k, part in zip(labels, rows, drawn.split(self.side), strict=True)
-        ]
-        figures["conditional"] = plot_pairs(pairs, f"E(x, y), {start}", module.domain, self.side)
+        panels = Panels("", self._starts(module, None), drawn, x[: len(drawn)])
+        figures = {"unconditional": plot_panels([panels], f"E(x), {start}", module.domain, self.side)}
+        drawn, starts = self._samples["conditional"].cpu(), self._starts(module, self._rows(module))
+        parts = zip(labels, rows, starts.split(self.side), drawn.split(self.side), strict=True)
+        grid = [Panels(name, first, last, x[y == k][: self.side]) for name, k, first, last in parts]
+        figures["conditional"] = plot_panels(grid, f"E(x, y), {start}", module.domain, self.side)
         for kind, figure in figures.items():
             publish(trainer, f"samples/{kind}", figure, self.directory)
 
@@ -118,36 +117,46 @@ class FreshSamples(Evaluation):
         """Label of each class-conditional chain, row by row."""
         return torch.arange(min(self.classes, module.num_classes)).repeat_interleave(self.side)
 
-    def _chains(self, module: ConditionalEBM, labels: Tensor | None) -> Tensor:
-        generator = make_generator(self.seed, "fresh samples", labels is None, device=module.device)
+    def _generator(self, module: ConditionalEBM, labels: Tensor | None) -> torch.Generator:
+        return make_generator(self.seed, "fresh samples", labels is None, device=module.device)
+
+    def _starts(self, module: ConditionalEBM, labels: Tensor | None) -> Tensor:
+        """The initial points of the chains."""
         n = self.side**2 if labels is None else len(labels)
+        u = initial_points(self.initial, module.support, n, labels, self._generator(module, labels), module.device)
+        x: Tensor = module.coordinates.inv(u)
+        return x.cpu()
+
+    def _chains(self, module: ConditionalEBM, labels: Tensor | None) -> Tensor:
         return module.sample(
-            n,
+            self.side**2 if labels is None else len(labels),
             labels,
             steps=self.steps,
             sampler=self.sampler,
             initial=self.initial or module.support,
-            generator=generator,
+            generator=self._generator(module, labels),
             progress=self.progress,
         )
 
 
 class Panels(NamedTuple):
-    """Samples and real points that are shown next to each other.
+    """Points that are shown next to each other.
 
     Attributes:
         name: Name of the row; empty for none.
+        starts: Where chains start, shape (N, *shape).
         samples: Shape (N, *shape).
         real: Shape (M, *shape).
     """
 
     name: str
+    starts: Tensor
     samples: Tensor
     real: Tensor
 
 
-def plot_pairs(rows: Sequence[Panels], title: str, support: Support, columns: int) -> Figure:
-    """Samples on the left, test data on the right, and one row for each of ``rows``.
+def plot_panels(rows: Sequence[Panels], title: str, support: Support, columns: int) -> Figure:
+    """Initial points on the left, samples in the middle, test data on the right, and one row for each of ``rows``.
 
     Arguments:
         rows: What to show.
@@ -157,12 +166,12 @@ def plot_pairs(rows: Sequence[Panels], title: str, support: Support, columns: in
     """
     width, shape = 4.0, rows[0].samples.shape[1:]
     height = panel_height(shape, len(rows[0].samples), columns, width)
-    figure = Figure(figsize=(2 * width, 0.5 + len(rows) * (height if are_images(shape) else height + 0.4)))
+    figure = Figure(figsize=(3 * width, 0.5 + len(rows) * (height if are_images(shape) else height + 0.4)))
     figure.set_layout_engine("constrained", h_pad=0.01, hspace=0.0)
     for panels, row in zip(
-        figure.subplots(len(rows), 2, squeeze=False, sharey=not are_images(shape)), rows, strict=True
+        figure.subplots(len(rows), 3, squeeze=False, sharey=not are_images(shape)), rows, strict=True
     ):
-        for axes, points in zip(panels, (row.samples, row.real), strict=True):
+        for axes, points in zip(panels, (row.starts, row.samples, row.real), strict=True):
             if len(points):
                 plot_points(axes, _filled(points, len(row.samples)), support, columns)
             else:
@@ -170,8 +179,8 @@ def plot_pairs(rows: Sequence[Panels], title: str, support: Support, columns: in
         if row.name:
             panels[0].set_ylabel(row.name, rotation="horizontal", ha="right", va="center")
         if row is rows[0]:
-            panels[0].set_title(caption(title, width), fontsize=10)
-            panels[1].set_title("test data", fontsize=10)
+            for axes, text in zip(panels, ("where chains start", title, "test data"), strict=True):
+                axes.set_title(caption(text, width), fontsize=10)
     return figure
 
 

@@ -1,6 +1,9 @@
 import pytest
+import torch
+from matplotlib.figure import Figure
 
 from ebm_lightning import SGLD, Box, DataInit, Euclidean, FreshSamples
+from ebm_lightning.callbacks import fresh_samples
 from tests.callbacks.helpers import Flat, Grey, image_jem
 from tests.helpers import batches, jem, trainer
 
@@ -42,6 +45,15 @@ def test_chains_start_at_the_given_distribution(tmp_path, loader, spy):
     assert all((x == 0.25).all() for x, _ in spy.runs)
     assert initial.labels[0] is None
     assert initial.labels[1].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_first_panel_has_the_points_where_these_chains_start(tmp_path, loader, spy, monkeypatch):
+    shown = []
+    monkeypatch.setattr(fresh_samples, "plot_panels", lambda rows, *_: shown.append(rows) or Figure())
+    callback = FreshSamples(2, sampler=spy, directory=tmp_path)
+    trainer(tmp_path, callbacks=[callback]).test(image_jem(), loader, verbose=False)
+    for rows, (x, _) in zip(shown, spy.runs, strict=True):
+        assert torch.equal(torch.cat([row.starts for row in rows]), x)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 6)], ids=["table", "series"])
