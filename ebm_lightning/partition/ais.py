@@ -1,7 +1,9 @@
 """log Z by annealed importance sampling, with or without resampling."""
 
+import functools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,18 +17,19 @@ from ebm_lightning.partition.integrable import integrable
 from ebm_lightning.partition.islands import Island
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.partition.mixture import data_base
-from ebm_lightning.partition.noise_annealing import NoiseAnnealing, from_noise
-from ebm_lightning.partition.pilot import tune_path
+from ebm_lightning.partition.noise_annealing import annealing_from
+from ebm_lightning.partition.pilot import CHOSEN, tune_path
 from ebm_lightning.partition.rbm_ais import classification_rbm_ais
 from ebm_lightning.partition.smc import OneProcess, Ranks, combine, island_sizes, run_islands
 from ebm_lightning.rng import make_generator, seed_and_device
-from ebm_lightning.samplers import GHMC, HMC, NoiseRefresh, frozen
+from ebm_lightning.samplers import HMC, NoiseRefresh, frozen
 from ebm_lightning.samplers.base import Progress
 from ebm_lightning.samplers.gradient import evaluating
 from ebm_lightning.samplers.resampling import systematic, take
 from ebm_lightning.supports import Binary, Density, Support
 
 RESAMPLE_FLOOR = 0.5
+LAGGING, LONGER = 0.15, 4  # below that relative ESS, a chosen number of temperatures is made so many times larger
 
 
 def ais(
@@ -52,7 +55,8 @@ def ais(
     .. math:: \log p_\beta = (1 - \beta)^r \log q_0 - \beta E, \qquad
         \log w = \sum_t \log \frac{p_{\beta_t}(x_{t-1})}{p_{\beta_{t-1}}(x_{t-1})}, \qquad \mathbb{E}[w] = Z
 
-    A pilot run picks the path exponent r: 1, or 12 where that makes the path at most a quarter longer. On a
+    A pilot run picks the path exponent r: 1, or 12 where that makes the path at most a quarter longer. Where four or
+    more components of x have two modes, each fourth move reflects some of them at the middle between these modes. On a
     :class:`~ebm_lightning.supports.Binary` support the energy must be that of a
     :class:`~ebm_lightning.modules.ClassificationRBM`, which is annealed by block Gibbs from the base rates of its
     training data (:func:`~ebm_lightning.partition.classification_rbm_ais`). There, ``kernel``, ``schedule``,
@@ -75,7 +79,8 @@ def ais(
         kernel: GHMC by default, or HMC or MALA; NoiseRefresh for a proposal that makes x from noise. A pilot run tunes
             its step size.
         temperatures: Number of steps of beta from 0 to 1. None chooses it by the barrier of the path, so that chains in
-            equilibrium would have a relative ESS of .6: at least 100 and at most 2000 steps; 1000 on Binary.
+            equilibrium would have a relative ESS of .6: at least 100 and at most 2000 steps; 1000 on Binary. If chains
+            lag behind, with a relative ESS below .15, the run is repeated with four times as many.
         num_chains: Total number of chains. They run in at least 10 islands, whose spread gives the error.
         schedule: Spacing of the temperatures: "adaptive" makes all steps equally hard, "linear" equally long, and
             "sigmoid" is dense at both ends.
@@ -94,7 +99,7 @@ def ais(
 
     Raises:
         ValueError: Infinite mass and no proposal, a proposal on another domain, fewer than 2 chains per island, no
-            temperatures, or an energy that is not finite.
+            temperatures, NoiseRefresh and a proposal that does not make x from noise, or an energy that is not finite.
     """
     ranks, energy = ranks or OneProcess(), in_coordinates(energy)
     generator = default_generator(energy) if generator is None else generator
@@ -122,34 +127,38 @@ def ais(
             ranks=ranks,
         )
     sizes = island_sizes(num_chains, chunk_size)
-    annealing = _annealing(energy, support, start, kernel)
-    integral = integrable(energy, support, annealing.proposal, make_generator(seed, "rays", device=device))
+    annealing = annealing_from(start, energy, support, kernel)
+    integral = integrable(annealing.integrand, support, annealing.proposal, make_generator(seed, "rays", device=device))
     if not integral.finite:
         evaluations = integral.gradient_evaluations
         return LogZ(math.nan, math.nan, 0.0, integrable=False, why=integral.why, gradient_evaluations=evaluations)
-    path = ranks.broadcast(tune_path(annealing, temperatures, schedule, seed, device, progress))
-
-    def run(number: int, n: int, progress_iter: Iterator[int]) -> Island:
-        return anneal(
-            annealing, path, n, make_generator(seed, "island", number, device=device), resample, progress_iter
-        )
-
-    islands = run_islands(run, sizes, len(path.steps), ranks, progress)
-    cost = (
-        checks
-        + integral.gradient_evaluations
-        + path.gradient_evaluations
-        + num_chains * (1 + len(path.steps) * annealing.move_cost)
-    )
-    result = combine(islands, path.betas, resampled=resample, gradient_evaluations=cost)
+    cost, length, attempt = checks + integral.gradient_evaluations, temperatures, 0 if temperatures else 1
+    while True:
+        path = ranks.broadcast(tune_path(annealing, length, schedule, seed, device, progress))
+        run = functools.partial(_island, annealing, path, seed, device, resample)
+        islands = run_islands(run, sizes, len(path.steps), ranks, progress)
+        cost += path.gradient_evaluations + num_chains * annealing.cost(path.steps)
+        result = combine(islands, path.betas, resampled=resample, gradient_evaluations=cost)
+        if temperatures is not None or not result.ess < LAGGING or len(path.steps) == CHOSEN[-1]:
+            break
+        length, attempt = min(LONGER * len(path.steps), CHOSEN[-1]), attempt + 1
+    result = replace(result, attempt=attempt)
     with evaluating(compiled=False, chunk_size=chunk_size):
         return with_evidence(result, islands, annealing, path, seed, device, data, labels)
 
 
-def _annealing(energy: Energy, support: Support, start: Density, kernel: HMC | NoiseRefresh | None) -> Annealing:
-    if isinstance(kernel, NoiseRefresh) or (kernel is None and from_noise(start) is not None):
-        return NoiseAnnealing(energy, support, start, kernel or NoiseRefresh())
-    return Annealing(energy, support, start, kernel or GHMC())
+def _island(
+    annealing: Annealing,
+    path: AnnealingPath,
+    seed: int,
+    device: torch.device,
+    resample: bool,
+    number: int,
+    n: int,
+    progress_iter: Iterator[int],
+) -> Island:
+    """Anneal ``n`` chains with the random stream of that island."""
+    return anneal(annealing, path, n, make_generator(seed, "island", number, device=device), resample, progress_iter)
 
 
 def anneal(

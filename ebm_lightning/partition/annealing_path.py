@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
+from ebm_lightning.partition.flips import Flips, flip_move
 from ebm_lightning.partition.preconditioner import log_width
 from ebm_lightning.samplers import HMC, NoiseRefresh
 from ebm_lightning.samplers.hmc import Phase, Tempered, hamiltonian_move
@@ -48,25 +49,40 @@ class Steps:
         sizes: Step size times diagonal preconditioner, shape (T, *shape).
         turns: Matrices that follow it.
         turn_of: Index of each temperature's matrix in ``turns``, shape (T,); -1 for none. None if there are none.
+        flips: Flips that take the place of a move at some temperatures.
+        flips_at: Index of each temperature's flips in ``flips``, shape (T,); -1 for none. None if there are none.
     """
 
     sizes: Tensor
     turns: tuple[Turn, ...] = ()
     turn_of: Tensor | None = None
+    flips: tuple[Flips, ...] = ()
+    flips_at: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, t: int) -> Tensor | TurnedStep:
+    def __getitem__(self, t: int) -> "Move":
+        flips = -1 if self.flips_at is None else int(self.flips_at[t])
+        if flips >= 0:
+            return self.flips[flips]
         number = -1 if self.turn_of is None else int(self.turn_of[t])
         return self.sizes[t] if number < 0 else TurnedStep(self.sizes[t], self.turns[number])
 
-    def __iter__(self) -> Iterator[Tensor | TurnedStep]:
+    def __iter__(self) -> "Iterator[Move]":
         return (self[t] for t in range(len(self)))
+
+    @property
+    def last(self) -> Tensor | TurnedStep:
+        """Step of the last move, where nothing flips."""
+        step = self[len(self) - 1]
+        assert not isinstance(step, Flips)
+        return step
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Steps":
         turns = tuple(turn.to(device, dtype) for turn in self.turns)
-        return Steps(self.sizes.to(device, dtype), turns, self.turn_of)
+        flips = tuple(part.to(device, dtype) for part in self.flips)
+        return Steps(self.sizes.to(device, dtype), turns, self.turn_of, flips, self.flips_at)
 
 
 @dataclass(frozen=True)
@@ -90,8 +106,8 @@ class AnnealingPath:
     why: str = ""
 
 
-Move = Tensor | TurnedStep
-"""Step size times preconditioner of one move."""
+Move = Tensor | TurnedStep | Flips
+"""Step size times preconditioner of one move, or flips in its place."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +127,15 @@ class Annealing:
         momenta = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return target, target.at(x, momenta)
 
+    def integrand(self, x: Tensor) -> Tensor:
+        """The energy whose exp(-E) has to have a finite integral, shape (N,)."""
+        return self.energy(x)
+
     def move(self, target: Tempered, phase: Phase, step: Move, generator: torch.Generator) -> tuple[Phase, Tensor]:
         """One move of the kernel: the chains after it, and which proposals were accepted, shape (N,), bool."""
         assert isinstance(self.kernel, HMC)
+        if isinstance(step, Flips):
+            return flip_move(target, phase, step, self.support, generator)
         return hamiltonian_move(target, phase, step, self.support, self.kernel, generator)
 
     def log_width(self, target: Tempered, phase: Phase) -> Tensor:
@@ -127,6 +149,11 @@ class Annealing:
         """Evaluations of the energy per chain and move."""
         assert isinstance(self.kernel, HMC)
         return self.kernel.leapfrogs
+
+    def cost(self, steps: Steps) -> int:
+        """Evaluations of the energy per chain of all ``steps``, and of the first energy."""
+        flips = 0 if steps.flips_at is None else int((steps.flips_at >= 0).sum())
+        return 1 + (len(steps) - flips) * self.move_cost + flips
 
     @property
     def keeps_proposal(self) -> bool:

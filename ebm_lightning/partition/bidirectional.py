@@ -12,10 +12,11 @@ from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Sch
 from ebm_lightning.partition.energy_checks import checked_arguments, default_generator
 from ebm_lightning.partition.integrable import integrable
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
+from ebm_lightning.partition.noise_annealing import annealing_from
 from ebm_lightning.partition.pilot import tune_path
 from ebm_lightning.partition.smc import degenerate
 from ebm_lightning.rng import make_generator, seed_and_device
-from ebm_lightning.samplers import GHMC, HMC, frozen
+from ebm_lightning.samplers import HMC, NoiseRefresh, frozen
 from ebm_lightning.supports import Density, Support
 
 CONTRADICTION = 4.0  # standard errors by which the upper bound may lie below the estimate
@@ -32,7 +33,7 @@ def reverse_ais(
     *,
     exact: bool,
     proposal: Density | None = None,
-    kernel: HMC | None = None,
+    kernel: HMC | NoiseRefresh | None = None,
     temperatures: int = 250,
     schedule: Schedule = "adaptive",
     generator: torch.Generator | None = None,
@@ -56,7 +57,8 @@ def reverse_ais(
 
     Raises:
         ValueError: Samples outside the support, a support that is not that of the energy, infinite mass and no
-            proposal, a proposal on another domain, or no temperatures.
+            proposal, a proposal on another domain, no temperatures, or NoiseRefresh and a proposal that does not make x
+            from noise.
     """
     energy = in_coordinates(energy)
     generator = default_generator(energy) if generator is None else generator
@@ -70,15 +72,15 @@ def reverse_ais(
         generator=generator,
     )
     support.check(samples, "samples")
-    annealing = Annealing(energy, support, start, kernel or GHMC())
+    annealing = annealing_from(start, energy, support, kernel)
     seed, device = seed_and_device(generator)
-    integral = integrable(energy, support, start, make_generator(seed, "rays", device=device))
+    integral = integrable(annealing.integrand, support, start, make_generator(seed, "rays", device=device))
     checks += integral.gradient_evaluations
     if not integral.finite:
         return LogZ(math.nan, math.nan, 0.0, integrable=False, why=integral.why, reverse=True)
     path = tune_path(annealing, temperatures, schedule, seed, device)
     log_w = _reverse_weights(annealing, path, samples.to(device), make_generator(seed, "reverse", device=device))
-    cost = checks + path.gradient_evaluations + len(log_w) * (1 + temperatures * annealing.move_cost)
+    cost = checks + path.gradient_evaluations + len(log_w) * annealing.cost(path.steps)
     ess = relative_ess(-log_w)
     log_z = -float(log_mean_exp(-log_w))
     std_err = math.sqrt(max(0.0, (1 / ess - 1) / len(log_w)))

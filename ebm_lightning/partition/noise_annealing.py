@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ebm_lightning.energies import log_tilt
+from ebm_lightning.energies import Energy, log_tilt
 from ebm_lightning.partition.annealing_path import Annealing, Move
 from ebm_lightning.partition.log_z import LogZ
-from ebm_lightning.samplers import NoiseRefresh
+from ebm_lightning.samplers import GHMC, HMC, NoiseRefresh
 from ebm_lightning.samplers.hmc import Phase, Tempered
 from ebm_lightning.samplers.noise_refresh import refreshed
-from ebm_lightning.supports import Density
+from ebm_lightning.supports import Density, Support
 from ebm_lightning.supports.density import InvertibleDensity, zero_gradient
 
 BEYOND = 0.1  # fraction of the data that no chain reached
@@ -23,6 +23,23 @@ def from_noise(proposal: Density | None) -> InvertibleDensity | None:
     """The density of ``proposal``, a density or a support with a reference, that makes x from noise; None if none."""
     reference = getattr(proposal, "reference", proposal)
     return reference if isinstance(reference, InvertibleDensity) else None
+
+
+def annealing_from(proposal: Density, energy: Energy, support: Support, kernel: HMC | NoiseRefresh | None) -> Annealing:
+    """Annealing between ``proposal`` and the energy. Without ``kernel``, the kernel follows from the proposal.
+
+    Raises:
+        ValueError: NoiseRefresh and a proposal that does not make x from noise.
+    """
+    noise = from_noise(proposal) is not None
+    if isinstance(kernel, NoiseRefresh) and not noise:
+        raise ValueError(
+            f"'kernel' should be GHMC(), HMC() or MALA() for a proposal that does not make x from noise, got {kernel} "
+            f"and {type(proposal).__name__}. Leave 'kernel' out, or use AutoregressiveDensity as the proposal."
+        )
+    if isinstance(kernel, NoiseRefresh) or (kernel is None and noise):
+        return NoiseAnnealing(energy, support, proposal, kernel or NoiseRefresh())
+    return Annealing(energy, support, proposal, kernel or GHMC())
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,12 @@ class NoiseAnnealing(Annealing):
         self, x: Tensor, generator: torch.Generator, beta: float = 0.0, path_exponent: float = 1.0
     ) -> tuple[Tempered, Phase]:
         return Tempered(self.energy, self.proposal, beta, path_exponent), self.at(x)
+
+    def integrand(self, x: Tensor) -> Tensor:
+        """The energy relative to the proposal, which is bounded but jumps between gray levels, shape (N,)."""
+        if self.proposal is self.support:
+            return -log_tilt(self.energy, self.support, x)
+        return self.energy(x).double() + self._reference.log_prob(x)
 
     def move(self, target: Tempered, phase: Phase, step: Move, generator: torch.Generator) -> tuple[Phase, Tensor]:
         assert isinstance(step, Tensor)
@@ -73,10 +96,7 @@ class NoiseAnnealing(Annealing):
         return self._at(x, *self._reference.to_noise(x))
 
     def _at(self, x: Tensor, u: Tensor, log_q: Tensor) -> Phase:
-        if self.proposal is self.support:
-            energy = -log_tilt(self.energy, self.support, x) - log_q
-        else:
-            energy = self.energy(x).double()
+        energy = self.integrand(x) - log_q if self.proposal is self.support else self.energy(x).double()
         return Phase(x, u, energy, zero_gradient(x), log_q, zero_gradient(x))
 
 

@@ -4,20 +4,13 @@ The pilot's chains are separate from those of the estimate. Tuning on the chains
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from ebm_lightning.partition.annealing_path import (
-    Annealing,
-    AnnealingPath,
-    Schedule,
-    Steps,
-    interpolate,
-    next_beta,
-    spaced_betas,
-)
+from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule, next_beta
+from ebm_lightning.partition.flips import FlipFinder
+from ebm_lightning.partition.pilot_run import PilotRun
 from ebm_lightning.partition.preconditioner import Scale, change, choose_scale, turns
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import frozen
@@ -37,59 +30,6 @@ EARLY_EXPONENT = 12.0
 MAX_EXTENSION = 0.25  # relative increase of the barrier that is accepted for EARLY_EXPONENT
 EASY_BARRIER = 1.0  # nats; on a shorter path, exponent 1 starves no mode
 MAX_POWER_DROP = 0.1  # of q_0 per stage, so that a pilot does not jump over a detour of the path
-
-
-@dataclass(frozen=True)
-class PilotRun:
-    """What a pilot run measured at each of its S temperatures.
-
-    Attributes:
-        betas: Inverse temperatures that the pilot chose, shape (S,), float64.
-        log_steps: Log of the tuned step size times diagonal preconditioner, shape (S, *shape).
-        barrier: Sum of the standard deviations of the log weights up to each beta, shape (S,), float64.
-        gradient_evaluations: Cost of the run.
-        path_exponent: Exponent of the path that it followed.
-        scales: The distinct preconditioners that turn.
-        turn_of: Index in ``scales`` at each beta, shape (S,); -1 for a diagonal preconditioner.
-        limit: Number of stages at which the run stopped before beta = 1; 0 if it was complete.
-    """
-
-    betas: Tensor
-    log_steps: Tensor
-    barrier: Tensor
-    gradient_evaluations: int
-    path_exponent: float
-    scales: tuple[Scale, ...]
-    turn_of: Tensor
-    limit: int = 0
-
-    def path(self, temperatures: int, schedule: Schedule) -> AnnealingPath:
-        """A path of ``temperatures`` steps with that spacing. Temperatures between two matrices take the nearer one."""
-        betas = spaced_betas(schedule, temperatures, *self._knots())
-        right = torch.searchsorted(self.betas, betas[1:]).clamp(1, len(self.betas) - 1)
-        left = right - 1
-        nearest = torch.where(betas[1:] - self.betas[left] < self.betas[right] - betas[1:], left, right)
-        sizes = interpolate(betas[1:], self.betas, self.log_steps)
-        mixed = self.turn_of[left] != self.turn_of[right]
-        sizes[mixed] = self.log_steps[nearest[mixed]]
-        matrices = tuple(turn for scale in self.scales if (turn := scale.turn) is not None)
-        steps = Steps(sizes.exp(), matrices, self.turn_of[nearest] if matrices else None)
-        barrier = float(self.barrier[-1])
-        return AnnealingPath(betas, steps, self.gradient_evaluations, self.path_exponent, barrier, self._why())
-
-    def _knots(self) -> tuple[Tensor, Tensor]:
-        """Betas and barrier for the spacing. An incomplete run leaves half of the temperatures for the rest."""
-        if not self.limit:
-            return self.betas, self.barrier
-        return torch.cat([self.betas, self.betas.new_ones(1)]), torch.cat([self.barrier, 2 * self.barrier[-1:]])
-
-    def _why(self) -> str:
-        if not self.limit:
-            return ""
-        return (
-            f"The pilot run reached only beta = {float(self.betas[-1]):.2g} in {self.limit} stages, so the steps "
-            "beyond it are not tuned: raise 'temperatures', or choose a 'proposal' closer to the model."
-        )
 
 
 def tune_path(
@@ -158,7 +98,7 @@ def run_pilot(
     """Anneal with resampling at every stage. Stops before beta = 1 where a limit would be exceeded."""
     x = annealing.proposal.sample(PILOT_CHAINS, generator=generator)
     target, phase = annealing.begin(x, generator, path_exponent=path_exponent)
-    tuner = _Tuner(annealing, target, phase)
+    tuner, finder = _Tuner(annealing, target, phase), FlipFinder(annealing.support)
     betas, barrier = [0.0], [0.0]
     for _ in (progress or iter)(range(max_stages)):
         beta = _next_beta(target, phase)
@@ -169,11 +109,13 @@ def run_pilot(
         barrier.append(length + 1e-12)  # increasing even where the energy is constant
         betas.append(beta)
         phase, target.beta = take(phase, systematic(log_w.softmax(0), generator)), beta
+        if not annealing.keeps_proposal:
+            phase = finder.stage(target, phase, generator)
         phase = tuner.stage(target, phase, generator)
         if beta == 1:
             break
     limit = max_stages if betas[-1] < 1 and len(betas) > max_stages else 0
-    cost = PILOT_CHAINS * (1 + (len(betas) - 1) * STAGE_MOVES * annealing.move_cost)
+    cost = PILOT_CHAINS * (1 + (len(betas) - 1) * STAGE_MOVES * annealing.move_cost) + finder.evaluations
     return PilotRun(
         torch.tensor(betas, dtype=torch.float64),
         torch.stack([tuner.log_steps[min(1, len(betas) - 1)], *tuner.log_steps[1:]]).cpu(),
@@ -182,6 +124,7 @@ def run_pilot(
         path_exponent,
         tuple(tuner.scales),
         torch.tensor([tuner.turn_of[min(1, len(betas) - 1)], *tuner.turn_of[1:]]),
+        (*finder.found[:1], *finder.found) or (None,) * len(betas),
         limit,
     )
 

@@ -72,7 +72,7 @@ def beyond_the_chains(
     energy, support, proposal = annealing.energy, annealing.support, annealing.proposal
     valley, cost = valley_verdict(energy, support, proposal, x, log_w, generator)
     tail, heavy = (valley, False) if valley or _covers_the_box(proposal) else _signs(x, log_w, proposal, generator)
-    step = steps.to(x.device, x.dtype)[-1]
+    step = steps.to(x.device, x.dtype).last
     base = None if valley or not tail else wider_base(x, log_w, proposal, support, generator, step, heavy=heavy)
     if base is None:
         return Beyond(tail, std_err, cost)
