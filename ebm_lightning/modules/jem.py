@@ -36,9 +36,9 @@ class JEM(ChainEBM):
     energy that is trained is the one that is sampled. With gradient accumulation the sampler runs for every
     micro-batch.
 
-    With batches ``{"clf": (x, y), "gen": x}``, the second part is unlabeled and feeds -log p(x) alone. Labels of -1 in
-    it mean the same. Without a conditional term, batches may be inputs alone. With soft labels (N, K), as of MixUp, the
-    joint and class-conditional terms need a second part with classes.
+    With batches ``{"clf": (x, y), "gen": x}``, the second part is unlabeled and feeds -log p(x) only. Labels of -1 in
+    it mean the same. Without a conditional term, batches may be inputs without labels. With soft labels (N, K), as of
+    MixUp, the joint and class-conditional terms need a second part with classes.
 
     References:
         Grathwohl et al. 2020. https://arxiv.org/abs/1912.03263

@@ -24,7 +24,7 @@ ACCEPTANCE, GAIN = 0.4, 2.0  # for which the number of flips at once is tuned
 class Flips:
     """Reflections of some components, each with two modes, at the middle between them.
 
-    They are chosen in a pilot run and then do not change, so that a move is exact whatever they are.
+    They are chosen in a pilot run and then do not change, so that a move is exact.
 
     Attributes:
         index: The components of flattened points, shape (M,).

@@ -35,8 +35,8 @@ class LogZ:
         reverse: Whether this is an estimate from :func:`reverse_ais`, where 1 / Z is unbiased and not Z.
         gradient_evaluations: Number of evaluations of the energy and its gradient, pilot and checks included.
         degrees_of_freedom: Degrees of freedom of ``std_err``; infinite if it is computed from all chains.
-        attempt: 0 if the number of temperatures was given. Otherwise 1 for the first run, 2 if it was repeated with more
-            temperatures, and so on.
+        attempt: 0 if the number of temperatures was given. Otherwise 1 for the first run, 2 for the first
+            repetition with more temperatures, and so on.
         betas: Inverse temperatures of the path, shape (T + 1,).
         ess_curve: Relative effective sample size along the path before resampling, shape (T,).
         acceptance: Fraction of accepted moves along the path, shape (T,).
@@ -119,7 +119,7 @@ class LogZ:
         .. math:: P(\hat Z \ge Z / \delta) \le \delta, \qquad \log Z \ge \log \hat Z - \log(1 / \delta)
 
         This is Markov's inequality for the unbiased estimate of Z. If the number of temperatures was chosen, so that
-        run k may have been repeated because its chains lagged behind, each run k has a share 2^-k of delta.
+        run k may have been repeated because its chains lagged behind, delta is divided: run k gets 2^-k of it.
 
         Raises:
             ValueError: ``delta`` outside (0, 1), or an estimate of 1 / Z from :func:`reverse_ais`.

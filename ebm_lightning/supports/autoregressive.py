@@ -32,8 +32,8 @@ class AutoregressiveDensity(ExactBuffers, FittedDensity, InvertibleDensity):
     .. math:: q(x) = \prod_d q(x_d | x_1, ..., x_{d-1})
 
     Each factor is a histogram of gray levels, or a mixture of logistic distributions. Its parameters are the output of
-    a small network that sees a window of earlier pixels, and the earlier channels of the pixel itself. All pixels share
-    the network, but each has other biases. The density is uniform within a gray level, so images have to be
+    a small network that sees a window of earlier pixels, and the earlier channels of the pixel itself. The network is
+    the same for all pixels, but the biases differ. The density is uniform within a gray level, so images have to be
     dequantized. log q is exact, and samples are exact and independent.
 
     It is meant as the reference density of a joint energy model, ``Box(-1, 1, shape, reference=...)``: it knows what is

@@ -12,7 +12,7 @@ from ebm_lightning.supports.full_float32 import full_float32
 
 
 class CausalNetwork(ExactBuffers):
-    """Two hidden layers over a window of earlier pixels. All pixels share the weights, but each has other biases.
+    """Two hidden layers over a window of earlier pixels. The weights are the same for all pixels, the biases are not.
 
     Weights are buffers: the optimizer of a model that contains the network does not train them.
 

@@ -98,7 +98,7 @@ def ebmkit(data: Digits, seconds: float, step_size: float, energy_reg: float) ->
 
 
 def torchebm(data: Digits, seconds: float, step_size: float, energy_reg: float) -> Model:
-    """Its persistent contrastive divergence beside cross-entropy, at temperature 1."""
+    """Its persistent contrastive divergence with cross-entropy, at temperature 1."""
     losses, samplers = importlib.import_module("torchebm.losses"), importlib.import_module("torchebm.samplers")
     net = network()
     model = torchebm_model(net)
