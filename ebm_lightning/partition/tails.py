@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ebm_lightning.partition.annealing_path import Annealing, Steps
 from ebm_lightning.partition.mixture import Mixture
+from ebm_lightning.partition.scaled_copies import missed_shells
 from ebm_lightning.partition.second_run import second_opinion, wider_base
 from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.supports import ClassGaussians, Density
@@ -27,6 +28,7 @@ OUTSIDE = 0.05  # weight of the chains beyond it
 DIRECTIONS = 64
 STAGES, TEMPERATURES_PER_STAGE = 6, 50  # at most 6 stages, or an eighth of the gradients of a longer run
 CHAINS, FULL_LENGTH, FEWEST = 1.75, 250, 200  # times as many chains as the first run, fewer below 250 temperatures
+SHELLS = 3.0  # spread of the distances from the center, relative to a normal distribution
 HEAVY_STAGES, MAX_ERROR = 4, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
 MAX_DISTANCE, NOISE = 0.15, 2.0  # two runs agree within 0.15 nat or 2 standard errors of their difference
 WIDER = (
@@ -71,6 +73,8 @@ def beyond_the_chains(
     """
     energy, support, proposal = annealing.energy, annealing.support, annealing.proposal
     valley, cost = valley_verdict(energy, support, proposal, x, log_w, generator)
+    shells, copies = missed_shells(energy, support, x, log_w)
+    valley, cost = valley or shells, cost + copies
     tail, heavy = (valley, False) if valley or _covers_the_box(proposal) else _signs(x, log_w, proposal, generator)
     step = steps.to(x.device, x.dtype).last
     base = None if valley or not tail else wider_base(x, log_w, proposal, support, generator, step, heavy=heavy)
@@ -95,7 +99,8 @@ def tail_verdict(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.G
 
     A sign is an axis or random direction in which either the weighted ends have an excess kurtosis above 3 and reach
     5 standard deviations of the proposal (or 5 of their own and 3 of the proposal), or 5 % of their weight is 5
-    standard deviations of the proposal from its mean.
+    standard deviations of the proposal from its mean. Another sign is that their squared distances from the mean vary
+    three times as much as those of a normal distribution, and reach beyond those of the proposal.
 
     Arguments:
         x: Ends of the chains, shape (N, *shape).
@@ -118,7 +123,26 @@ def _signs(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.Generat
     outside = (w * (z.abs() > REACH)).sum(0)
     heavy = (kurtosis > EXCESS_KURTOSIS) & (reach > REACH * spread.clamp(max=1)) & (reach > LEAST_REACH)
     signs = heavy | (outside > OUTSIDE)
-    return (WIDER.format(float(reach[signs].max())) if signs.any() else ""), bool(heavy.any())
+    shells = _has_shells(z[:, : x[0].numel()], w)
+    farthest = float(reach[signs].max() if signs.any() else reach.max())
+    return (WIDER.format(farthest) if signs.any() or shells else ""), bool(heavy.any()) or shells
+
+
+def _has_shells(z: Tensor, w: Tensor) -> bool:
+    """Whether squared distances from the mean vary much more than those of a normal distribution of that covariance.
+
+    In high dimension heavy tails hardly show in any direction, but they do in the distances. Not where the proposal
+    reaches as far.
+    """
+    dimensions = z.shape[1]
+    if z.square().sum(1).max() < dimensions + LEAST_REACH * math.sqrt(2 * dimensions):
+        return False
+    centered = z - (w * z).sum(0)
+    centered = centered / (w * centered.square()).sum(0).sqrt().clamp(min=1e-30)
+    squared, rows = centered.square().sum(1), w.sqrt() * centered
+    variance = (w[:, 0] * (squared - (w[:, 0] * squared).sum()).square()).sum()
+    correlation = rows.T @ rows if dimensions < len(rows) else rows @ rows.T  # of the same norm
+    return bool(variance > SHELLS * 2 * correlation.square().sum())
 
 
 def _standardized(x: Tensor, proposal: Density, generator: torch.Generator) -> Tensor:

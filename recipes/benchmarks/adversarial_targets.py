@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import torch
-from known_energies import RBM, Funnel, RotatedGaussian, Spikes, Student, Valley, mixture, two_phases
+from known_energies import RBM, Funnel, RotatedGaussian, Shells, Spikes, Student, Valley, mixture, two_phases
 from targets import (
     Estimator,
     Target,
@@ -192,7 +192,7 @@ def infinite(energy: Energy, dimensions: int = 2) -> Target:
     return Target(energy, Euclidean((dimensions,)), normal(dimensions), math.inf)
 
 
-def on_space(energy: Student | Valley | Funnel, proposal_std: float) -> Target:
+def on_space(energy: Student | Valley | Funnel | Shells, proposal_std: float) -> Target:
     """The energy on R^D, from N(0, proposal_std^2), without data."""
     space = Euclidean((energy.dimensions,))
     return Target(energy, space, normal(energy.dimensions, proposal_std), energy.log_z)

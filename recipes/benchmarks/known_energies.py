@@ -79,6 +79,25 @@ class Funnel:
 
 
 @dataclass(frozen=True)
+class Shells:
+    """A standard normal density, and with weight ``share`` one of width ``std``, normalized.
+
+    In many dimensions nearly all mass is in two shells, of radius sqrt(D) and std sqrt(D).
+    """
+
+    dimensions: int
+    std: float
+    share: float
+    log_z = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        squared, constant = x.double().square().sum(1), self.dimensions / 2 * math.log(2 * math.pi)
+        inner = math.log1p(-self.share) - squared / 2
+        outer = math.log(self.share) - squared / (2 * self.std**2) - self.dimensions * math.log(self.std)
+        return (constant - torch.logaddexp(inner, outer)).to(x.dtype)
+
+
+@dataclass(frozen=True)
 class Spikes:
     """Gaussian spikes of equal width on a plateau of density 1 over [0, 1]^D.
 

@@ -1,10 +1,13 @@
-"""Random targets with known log Z, one per seed: mixtures, funnels, Student tails, valleys, spikes and RBMs."""
+"""Random targets with known log Z, one per seed: mixtures, funnels, Student tails, valleys, spikes and RBMs.
+
+The seeds take turns with these kinds. One more kind, tails in many dimensions, has to be asked for.
+"""
 
 import math
 
 import torch
 from adversarial_targets import on_space
-from known_energies import Funnel, Spikes, Student, Valley, mixture, mixture_samples, two_phases
+from known_energies import Funnel, Shells, Spikes, Student, Valley, mixture, mixture_samples, two_phases
 from targets import Target, anneal_rbm, normal
 
 from ebm_lightning.rng import make_generator
@@ -12,6 +15,7 @@ from ebm_lightning.supports import Box
 
 DATA = 300  # samples, where a target comes with data
 KINDS = ("mixture", "funnel", "student", "valley", "spikes", "two-phase RBM")
+MANY_DIMENSIONS = "tails in many dimensions"
 
 
 class Draws:
@@ -40,10 +44,11 @@ def kind_of(seed: int) -> str:
     return KINDS[seed % len(KINDS)]
 
 
-def random_target(seed: int) -> Target:
-    """The target of this seed."""
+def random_target(seed: int, kind: str | None = None) -> Target:
+    """The target of this seed, by default of the kind whose turn it is."""
     makers = (random_mixture, random_funnel, random_student, random_valley, random_spikes, random_rbm)
-    return makers[seed % len(makers)](Draws(seed))
+    draws = Draws(seed)
+    return random_tails(draws) if kind == MANY_DIMENSIONS else makers[seed % len(makers)](draws)
 
 
 def random_mixture(draws: Draws) -> Target:
@@ -87,3 +92,14 @@ def random_rbm(draws: Draws) -> Target:
     rbm = two_phases(visible, hidden, draws.uniform(0.3, 0.8), draws.uniform(-3, 8), roughness)
     data = rbm.sample(DATA, draws.generator) if draws.coin() else None
     return Target(rbm, rbm.support, None, rbm.log_z, data, anneal_rbm)
+
+
+def random_tails(draws: Draws) -> Target:
+    """A Student density, a funnel, or a normal density within a wider one, in 24 to 128 dimensions."""
+    dimensions, kind = draws.integer(24, 128), draws.integer(0, 2)
+    if kind == 0:
+        return on_space(Student(dimensions, draws.integer(2, 8)), draws.uniform(0.7, 2.2))
+    if kind == 1:
+        return on_space(Funnel(dimensions, draws.uniform(0.3, 1.5)), draws.uniform(0.8, 1.8))
+    std, share = draws.uniform(1.2, 2.5), draws.uniform(0.02, 0.32)
+    return on_space(Shells(dimensions, std, share), draws.uniform(1, 1.5))

@@ -60,6 +60,18 @@ def test_heavy_tails_are_seen_in_the_ends(dof, seed):
     assert "heavy tails" in tail_verdict(x, EQUAL, normal(10), make_generator(seed, "directions"))
 
 
+@pytest.mark.parametrize("dimensions", [48, 128])
+def test_heavy_tails_are_seen_in_the_distances_in_many_dimensions(dimensions, seed):
+    """No direction shows them. Kills: a spread that correlations change, and one without its reference value."""
+    rng = make_generator(seed)
+    root = torch.randn(dimensions, dimensions, generator=rng) / dimensions**0.5 + torch.eye(dimensions)
+    x = torch.randn(N, dimensions, generator=rng) @ root
+    proposal = Normal(torch.zeros(dimensions), x.std(0))
+    assert not tail_verdict(x, EQUAL, proposal, rng)
+    radius = torch.randn(N, 10, generator=rng).square().mean(1, keepdim=True).rsqrt()
+    assert tail_verdict(radius * x, EQUAL, proposal, rng)
+
+
 @pytest.mark.parametrize("rotated", [False, True])
 def test_light_tails_are_not_flagged(rotated, seed):
     x = torch.logspace(-1, 1, 16) * torch.randn(N, 16, generator=make_generator(seed, "x"))
