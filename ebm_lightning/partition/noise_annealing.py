@@ -59,9 +59,10 @@ class NoiseAnnealing(Annealing):
 
     def integrand(self, x: Tensor) -> Tensor:
         """The energy relative to the proposal, which is bounded but jumps between gray levels, shape (N,)."""
+        no_gradient = 0 * x.flatten(1).sum(1)  # of an energy that has none
         if self.proposal is self.support:
-            return -log_tilt(self.energy, self.support, x)
-        return self.energy(x).double() + self._reference.log_prob(x)
+            return no_gradient - log_tilt(self.energy, self.support, x)
+        return no_gradient + self.energy(x).double() + self._reference.log_prob(x)
 
     def move(self, target: Tempered, phase: Phase, step: Move, generator: torch.Generator) -> tuple[Phase, Tensor]:
         assert isinstance(step, Tensor)

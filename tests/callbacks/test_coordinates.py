@@ -135,8 +135,8 @@ def test_fresh_samples_are_of_x(tmp_path, shown):
     """Chains that hardly move from uniform u: draws of the histograms, which are as dark as the data."""
     callback = FreshSamples(4, directory=tmp_path)
     trainer(tmp_path, callbacks=[callback]).test(image_model(), dark_images(), verbose=False)
-    assert [len(x) for x in shown] == [16, 16, *[4] * 6]
-    for x in (shown[0], torch.cat(shown[2::2])):
+    assert [len(x) for x in shown] == [16, 16, 16, *[4] * 9]  # where chains start, their ends, and test images
+    for x in (shown[0], shown[1], torch.cat(shown[3::3]), torch.cat(shown[4::3])):
         IMAGES.check(x)
         assert float((x < -0.5).float().mean()) == pytest.approx(1, abs=0.01)
         assert float(x.mean()) == pytest.approx(float(dark_images().dataset.tensors[0].mean()), abs=0.05)
