@@ -18,8 +18,9 @@ LARGEST = 4.0
 LEAST = 0.04  # nats that may be missed
 ERRORS = 4.0  # standard errors by which what is missed has to exceed 0
 WHY = (
-    "Copies of the chains, scaled by {:.2g} around their mean, find mass where no chain is, at least {:.2g} nats of "
-    "log Z: use a 'proposal' as wide as the model, or pass data= from all of its regions."
+    "The model has heavy tails or a part of another width: copies of the chains, scaled by {:.2g} around their mean, "
+    "find at least {:.2g} nats of log Z where no chain is. Use a 'proposal' as wide as the model, or pass data= of all "
+    "parts."
 )
 
 
