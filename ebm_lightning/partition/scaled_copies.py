@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
+from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, Support
 
 COPIES = 250  # chains that are scaled
@@ -24,7 +25,6 @@ WHY = (
 )
 
 
-@torch.no_grad()
 def missed_shells(energy: Energy, support: Support, x: Tensor, log_w: Tensor) -> tuple[str, int]:
     r"""Why mass is missed at other distances from the mean than those of the chains; empty if no sign of it was found.
 
@@ -46,7 +46,13 @@ def missed_shells(energy: Energy, support: Support, x: Tensor, log_w: Tensor) ->
     """
     if isinstance(support, Box):
         return "", 0
-    w = log_w.double().to(x.device).softmax(0)
+    with frozen(energy), torch.no_grad():
+        scale, nats, evaluations = _largest_miss(energy, x, log_w.double().to(x.device).softmax(0))
+    return (WHY.format(scale, nats) if nats > LEAST else ""), evaluations
+
+
+def _largest_miss(energy: Energy, x: Tensor, w: Tensor) -> tuple[float, float, int]:
+    """The scale at which copies find most, what they find in nats of log Z, and the number of evaluations."""
     rows = x.flatten(1).double()
     mean = w @ rows
     std = (w @ (rows - mean).square()).sqrt().clamp(min=1e-30)
@@ -70,5 +76,4 @@ def missed_shells(energy: Energy, support: Support, x: Tensor, log_w: Tensor) ->
         error = float((share.square() @ (value - mass).square()).sqrt())
         if mass - ERRORS * error > worst[0]:
             worst = (mass - ERRORS * error, scale)
-    missed = math.log1p(worst[0])
-    return (WHY.format(worst[1], missed) if missed > LEAST else ""), evaluations
+    return worst[1], math.log1p(worst[0]), evaluations
