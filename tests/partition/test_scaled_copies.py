@@ -30,7 +30,7 @@ def test_a_shell_that_no_chain_visited_is_found(std, share, seed):
     why, evaluations = missed_shells(lambda x: two_shells(x, std, share), Euclidean((D,)), x, EQUAL)
     assert evaluations < 15_000
     found = float(why.split("at least ")[1].split(" nats")[0])
-    assert 0.2 * -math.log1p(-share) < found < -math.log1p(-share)
+    assert 0.2 < found / -math.log1p(-share) < 1.1  # rounded
 
 
 @pytest.mark.parametrize("std", [0.5, 2.0])
@@ -54,7 +54,7 @@ def test_weights_count(seed):
     log_w = (0.5 / 1.05**2 - 0.5) * x.double().square().sum(1)
     why = missed_shells(lambda x: two_shells(x, 2.0, 0.5), Euclidean((D,)), x, log_w)[0]
     found = float(why.split("at least ")[1].split(" nats")[0])
-    assert 0.2 * math.log(2) < found < math.log(2)
+    assert 0.2 < found / math.log(2) < 1.1
 
 
 def test_a_box_is_left_to_other_checks():
