@@ -72,12 +72,13 @@ def beyond_the_chains(
         generator: Source of randomness.
     """
     energy, support, proposal = annealing.energy, annealing.support, annealing.proposal
-    valley, cost = valley_verdict(energy, support, proposal, x, log_w, generator)
-    shells, copies = missed_shells(energy, support, x, log_w)
-    valley, cost = valley or shells, cost + copies
-    tail, heavy = (valley, False) if valley or _covers_the_box(proposal) else _signs(x, log_w, proposal, generator)
+    missed, cost = valley_verdict(energy, support, proposal, x, log_w, generator)
+    if not missed:
+        missed, copies = missed_shells(energy, support, x, log_w)
+        cost += copies
+    tail, heavy = (missed, False) if missed or _covers_the_box(proposal) else _signs(x, log_w, proposal, generator)
     step = steps.to(x.device, x.dtype).last
-    base = None if valley or not tail else wider_base(x, log_w, proposal, support, generator, step, heavy=heavy)
+    base = None if missed or not tail else wider_base(x, log_w, proposal, support, generator, step, heavy=heavy)
     if base is None:
         return Beyond(tail, std_err, cost)
     stages = HEAVY_STAGES if heavy else max(STAGES, len(steps) // TEMPERATURES_PER_STAGE)
