@@ -1,9 +1,7 @@
 """log Z by annealed importance sampling, with or without resampling."""
 
-import functools
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -18,7 +16,7 @@ from ebm_lightning.partition.islands import Island
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.partition.mixture import data_base
 from ebm_lightning.partition.noise_annealing import annealing_from
-from ebm_lightning.partition.pilot import CHOSEN, tune_path
+from ebm_lightning.partition.pilot import tune_path
 from ebm_lightning.partition.rbm_ais import classification_rbm_ais
 from ebm_lightning.partition.smc import OneProcess, Ranks, combine, island_sizes, run_islands
 from ebm_lightning.rng import make_generator, seed_and_device
@@ -29,7 +27,6 @@ from ebm_lightning.samplers.resampling import systematic, take
 from ebm_lightning.supports import Binary, Density, Support
 
 RESAMPLE_FLOOR = 0.5
-LAGGING, LONGER = 0.15, 4  # below that relative ESS, a chosen number of temperatures is made so many times larger
 
 
 def ais(
@@ -79,8 +76,7 @@ def ais(
         kernel: GHMC by default, or HMC or MALA; NoiseRefresh for a proposal that makes x from noise. A pilot run tunes
             its step size.
         temperatures: Number of steps of beta from 0 to 1. None chooses it by the barrier of the path, so that chains in
-            equilibrium would have a relative ESS of .6: at least 100 and at most 2000 steps; 1000 on Binary. If chains
-            lag behind, with a relative ESS below .15, the run is repeated with four times as many.
+            equilibrium would have a relative ESS of .6: at least 100 and at most 2000 steps; 1000 on Binary.
         num_chains: Total number of chains. They run in at least 10 islands, whose spread gives the error.
         schedule: Spacing of the temperatures: "adaptive" makes all steps equally hard, "linear" equally long, and
             "sigmoid" is dense at both ends.
@@ -132,33 +128,18 @@ def ais(
     if not integral.finite:
         evaluations = integral.gradient_evaluations
         return LogZ(math.nan, math.nan, 0.0, integrable=False, why=integral.why, gradient_evaluations=evaluations)
-    cost, length, attempt = checks + integral.gradient_evaluations, temperatures, 0 if temperatures else 1
-    while True:
-        path = ranks.broadcast(tune_path(annealing, length, schedule, seed, device, progress))
-        run = functools.partial(_island, annealing, path, seed, device, resample)
-        islands = run_islands(run, sizes, len(path.steps), ranks, progress)
-        cost += path.gradient_evaluations + num_chains * annealing.cost(path.steps)
-        result = combine(islands, path.betas, resampled=resample, gradient_evaluations=cost)
-        if temperatures is not None or not result.ess < LAGGING or len(path.steps) == CHOSEN[-1]:
-            break
-        length, attempt = min(LONGER * len(path.steps), CHOSEN[-1]), attempt + 1
-    result = replace(result, attempt=attempt)
+    path = ranks.broadcast(tune_path(annealing, temperatures, schedule, seed, device, progress))
+
+    def run(number: int, n: int, progress_iter: Iterator[int]) -> Island:
+        return anneal(
+            annealing, path, n, make_generator(seed, "island", number, device=device), resample, progress_iter
+        )
+
+    islands = run_islands(run, sizes, len(path.steps), ranks, progress)
+    cost = checks + integral.gradient_evaluations + path.gradient_evaluations + num_chains * annealing.cost(path.steps)
+    result = combine(islands, path.betas, resampled=resample, gradient_evaluations=cost)
     with evaluating(compiled=False, chunk_size=chunk_size):
         return with_evidence(result, islands, annealing, path, seed, device, data, labels)
-
-
-def _island(
-    annealing: Annealing,
-    path: AnnealingPath,
-    seed: int,
-    device: torch.device,
-    resample: bool,
-    number: int,
-    n: int,
-    progress_iter: Iterator[int],
-) -> Island:
-    """Anneal ``n`` chains with the random stream of that island."""
-    return anneal(annealing, path, n, make_generator(seed, "island", number, device=device), resample, progress_iter)
 
 
 def anneal(

@@ -35,8 +35,6 @@ class LogZ:
         reverse: Whether this is an estimate from :func:`reverse_ais`, where 1 / Z is unbiased and not Z.
         gradient_evaluations: Number of evaluations of the energy and its gradient, pilot and checks included.
         degrees_of_freedom: Degrees of freedom of ``std_err``; infinite if it is computed from all chains.
-        attempt: 0 if the number of temperatures was given. Otherwise 1 for the first run, 2 for the first
-            repetition with more temperatures, and so on.
         betas: Inverse temperatures of the path, shape (T + 1,).
         ess_curve: Relative effective sample size along the path before resampling, shape (T,).
         acceptance: Fraction of accepted moves along the path, shape (T,).
@@ -55,7 +53,6 @@ class LogZ:
     reverse: bool = False
     gradient_evaluations: int = 0
     degrees_of_freedom: float = math.inf
-    attempt: int = 0
     betas: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     ess_curve: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     acceptance: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
@@ -118,8 +115,7 @@ class LogZ:
 
         .. math:: P(\hat Z \ge Z / \delta) \le \delta, \qquad \log Z \ge \log \hat Z - \log(1 / \delta)
 
-        This is Markov's inequality for the unbiased estimate of Z. If the number of temperatures was chosen, so that
-        run k may have been repeated because its chains lagged behind, delta is divided: run k gets 2^-k of it.
+        This is Markov's inequality for the unbiased estimate of Z.
 
         Raises:
             ValueError: ``delta`` outside (0, 1), or an estimate of 1 / Z from :func:`reverse_ais`.
@@ -127,7 +123,7 @@ class LogZ:
         check_number("delta", delta, above=0, below=1)
         if self.reverse:
             raise ValueError("'lower_bound' should be asked of ais, got an estimate of 1 / Z. Use its 'upper'.")
-        return self.log_z + math.log(delta) - self.attempt * math.log(2)
+        return self.log_z + math.log(delta)
 
 
 def student_quantile(p: float, degrees_of_freedom: float) -> float:

@@ -6,7 +6,6 @@ matrices that are never replaced.
 """
 
 import math
-import sys
 
 import pytest
 import torch
@@ -232,23 +231,6 @@ def test_the_distance_between_modes_is_not_a_width(seed):
     run = run_pilot(annealing, make_generator(seed))
     last = run.scales[int(run.turn_of[-1])] if run.turn_of[-1] >= 0 else Scale(run.log_steps[-1])
     assert condition(last, 4 * torch.eye(2, dtype=torch.float64)) < 3
-
-
-@pytest.mark.parametrize(("lagging", "temperatures", "attempt"), [(0.0, 20, 1), (1.1, 320, 3)])
-def test_a_chosen_number_of_temperatures_grows_while_chains_lag_behind(lagging, temperatures, attempt, monkeypatch):
-    """Kills: one repetition instead of several, a number above the limit, a bound that forgets the repetitions."""
-    monkeypatch.setattr(sys.modules[ais.__module__], "LAGGING", lagging)
-    for name in (ais.__module__, tune_path.__module__):
-        monkeypatch.setattr(sys.modules[name], "CHOSEN", range(20, 321))
-    plane = Gaussian(0, 1, (2,))
-    result = ais(lambda x: x.square().sum(1), plane, temperatures=None, num_chains=50, seed=0)
-    assert len(result.betas) - 1 == temperatures
-    assert result.gradient_evaluations > 50 * sum(20 * 4**k for k in range(attempt))
-    assert result.log_z == pytest.approx(math.log(math.pi), abs=5 * result.std_err)
-    assert result.lower_bound(0.1) == pytest.approx(result.log_z + math.log(0.1) - attempt * math.log(2))
-    given = ais(lambda x: x.square().sum(1), plane, temperatures=20, num_chains=50, seed=0)
-    assert len(given.betas) - 1 == 20
-    assert given.lower_bound(0.1) == pytest.approx(given.log_z + math.log(0.1))
 
 
 def test_steps_share_their_matrices(seed):
