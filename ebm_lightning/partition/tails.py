@@ -3,7 +3,8 @@
 Three tests of a finished run. Valleys are followed outward from the ends of the chains. Heavy tails show in the
 kurtosis of the ends, and a proposal that is too narrow in ends far from its center. Where they do, a short run from a
 wider proposal says how much it matters: the error of the first estimate becomes at least the distance between both, and
-if they disagree the estimate is not reliable. A model without heavy tails, only wider than the proposal, passes.
+if they disagree the estimate is not reliable. A model without heavy tails, only wider than the proposal, passes; and so
+does one whose tails are those of the proposal.
 """
 
 import functools
@@ -15,12 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebm_lightning.energies import Energy
 from ebm_lightning.partition.annealing_path import Annealing, Steps
 from ebm_lightning.partition.mixture import Mixture
 from ebm_lightning.partition.scaled_copies import missed_shells
 from ebm_lightning.partition.second_run import second_opinion, wider_base
 from ebm_lightning.partition.valleys import valley_verdict
-from ebm_lightning.supports import ClassGaussians, Density
+from ebm_lightning.samplers import frozen
+from ebm_lightning.supports import Box, ClassGaussians, Density
 
 EXCESS_KURTOSIS = 3.0
 REACH, LEAST_REACH = 5.0, 3.0  # standard deviations; the latter of the proposal
@@ -28,6 +31,8 @@ OUTSIDE = 0.05  # weight of the chains beyond it
 DIRECTIONS = 64
 STAGES, TEMPERATURES_PER_STAGE = 6, 50  # at most 6 stages, or an eighth of the gradients of a longer run
 CHAINS, FULL_LENGTH, FEWEST = 1.75, 250, 200  # times as many chains as the first run, fewer below 250 temperatures
+ALIKE = 100.0  # nats by which the log ratio of model and proposal varies where their tails are alike
+FAR = (30.0, 100.0)  # times the distance of the chains from their mean
 SHELLS = 3.0  # spread of the distances from the center, relative to a normal distribution
 HEAVY_STAGES, MAX_ERROR = 4, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
 MAX_DISTANCE, NOISE = 0.15, 2.0  # two runs agree within 0.15 nat or 2 standard errors of their difference
@@ -76,17 +81,22 @@ def beyond_the_chains(
     if not missed:
         missed, copies = missed_shells(energy, support, x, log_w)
         cost += copies
-    tail, heavy = (missed, False) if missed or _covers_the_box(proposal) else _signs(x, log_w, proposal, generator)
-    step = steps.to(x.device, x.dtype).last
-    base = None if missed or not tail else wider_base(x, log_w, proposal, support, generator, step, heavy=heavy)
+    if missed or _covers_the_box(proposal):
+        return Beyond(missed, std_err, cost)
+    signs = _signs(x, log_w, proposal, generator)
+    if signs.kurtosis and not isinstance(support, Box):
+        signs = signs._replace(kurtosis=not tails_are_alike(energy, proposal, x))
+        cost += len(x) * (1 + len(FAR))
+    step, heavy = steps.to(x.device, x.dtype).last, signs.kurtosis or signs.shells
+    base = wider_base(x, log_w, proposal, support, generator, step, heavy=heavy) if signs.why else None
     if base is None:
-        return Beyond(tail, std_err, cost)
+        return Beyond(signs.why, std_err, cost)
     stages = HEAVY_STAGES if heavy else max(STAGES, len(steps) // TEMPERATURES_PER_STAGE)
     chains = max(FEWEST, round(CHAINS * len(x) * min(1.0, len(steps) / FULL_LENGTH)))
     second = second_opinion(replace(annealing, proposal=base), step, chains, stages, generator)
     error, noise = second.error_of(log_z, std_err), math.hypot(std_err, second.std_err)
     agree = error < MAX_ERROR if heavy else abs(second.log_z - log_z) < max(MAX_DISTANCE, NOISE * noise)  # no for NaN
-    return Beyond("" if agree else tail, error, cost + second.gradient_evaluations)
+    return Beyond("" if agree else signs.why, error, cost + second.gradient_evaluations)
 
 
 def _covers_the_box(proposal: Density) -> bool:
@@ -109,11 +119,42 @@ def tail_verdict(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.G
         proposal: Where they started.
         generator: Source of the directions.
     """
-    return _signs(x, log_w, proposal, generator)[0]
+    return _signs(x, log_w, proposal, generator).why
 
 
-def _signs(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.Generator) -> tuple[str, bool]:
-    """What :func:`tail_verdict` says, and whether a large kurtosis is among the signs."""
+class _Signs(NamedTuple):
+    """What the ends of the chains show, as :func:`tail_verdict` says."""
+
+    kurtosis: bool
+    outside: bool
+    shells: bool
+    farthest: float
+
+    @property
+    def why(self) -> str:
+        return WIDER.format(self.farthest) if self.kurtosis or self.outside or self.shells else ""
+
+
+def tails_are_alike(energy: Energy, proposal: Density, x: Tensor) -> bool:
+    """Whether the tails of a model are those of its proposal, up to a bounded factor, so that none can be missed.
+
+    A joint energy model with bounded logits, annealed from its reference density, is of this kind. Its chains may have
+    a large kurtosis nevertheless.
+
+    Arguments:
+        energy: Maps (N, *shape) to (N,).
+        proposal: Density from which it was annealed.
+        x: Ends of the chains, shape (N, *shape).
+    """
+    center = x.double().mean(0)
+    with frozen(energy), torch.no_grad():
+        far = [(center + factor * (x - center)).to(x.dtype) for factor in (1.0, *FAR)]
+        log_ratio = torch.cat([energy(part).double() + proposal.log_prob(part).double() for part in far])
+    return bool(log_ratio.max() - log_ratio.min() < ALIKE)  # no for NaN
+
+
+def _signs(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.Generator) -> _Signs:
+    """Whether kurtosis, weight far outside the proposal, or the distances from the mean are signs of wide tails."""
     z = _standardized(x, proposal, generator)
     directions = torch.randn((z.shape[1], DIRECTIONS), generator=generator, device=generator.device).to(z)
     z = torch.cat([z, z @ (directions / directions.norm(dim=0))], 1)
@@ -124,9 +165,9 @@ def _signs(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.Generat
     outside = (w * (z.abs() > REACH)).sum(0)
     heavy = (kurtosis > EXCESS_KURTOSIS) & (reach > REACH * spread.clamp(max=1)) & (reach > LEAST_REACH)
     signs = heavy | (outside > OUTSIDE)
-    shells = _has_shells(z[:, : x[0].numel()], w)
     farthest = float(reach[signs].max() if signs.any() else reach.max())
-    return (WIDER.format(farthest) if signs.any() or shells else ""), bool(heavy.any()) or shells
+    shells = _has_shells(z[:, : x[0].numel()], w)
+    return _Signs(bool(heavy.any()), bool((outside > OUTSIDE).any()), shells, farthest)
 
 
 def _has_shells(z: Tensor, w: Tensor) -> bool:

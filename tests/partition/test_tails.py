@@ -16,7 +16,7 @@ from ebm_lightning.partition import Mixture, Normal
 from ebm_lightning.partition.annealing_path import Annealing, Steps
 from ebm_lightning.partition.second_run import SecondOpinion, second_opinion, wider_base
 from ebm_lightning.partition.student import StudentT
-from ebm_lightning.partition.tails import beyond_the_chains, tail_verdict
+from ebm_lightning.partition.tails import beyond_the_chains, tail_verdict, tails_are_alike
 from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC
@@ -177,6 +177,29 @@ def test_a_gaussian_wider_than_its_proposal_has_no_heavy_tails(dimensions, decad
         )
         assert (beyond.why == "") == (error == 0)
         assert beyond.gradient_evaluations < 0.15 * 290 * N  # a pilot run makes up 40 of them
+
+
+def test_chains_with_a_large_kurtosis_need_no_second_run_if_the_tails_are_those_of_the_proposal(seed):
+    """Each component of p is a mixture of N(0, 1), the proposal, and N(0, 0.1^2). The log ratio is bounded.
+
+    Kills: tails that are alike whatever their ratio, and a ratio at the ends of the chains only.
+    """
+    dimensions, peak = 10, 0.6
+
+    def energy(x):
+        narrow, wide = (-0.5 * (x / s).square() - math.log(s * math.sqrt(2 * math.pi)) for s in (0.1, 1.0))
+        return -torch.logaddexp(narrow + math.log(peak), wide + math.log(1 - peak)).sum(1)
+
+    rng = make_generator(seed, "x")
+    std = torch.where(torch.rand(N, dimensions, generator=rng) < peak, 0.1, 1.0)
+    x = std * torch.randn(N, dimensions, generator=rng)
+    for proposal, alike in ((normal(dimensions), True), (normal(dimensions, 0.9), False)):
+        assert tail_verdict(x, EQUAL, proposal, make_generator(seed, "directions"))
+        assert tails_are_alike(energy, proposal, x) == alike
+    annealing = Annealing(energy, Euclidean((dimensions,)), normal(dimensions), GHMC())
+    beyond = beyond_the_chains(annealing, plain_steps(10), x, EQUAL, 0.0, 0.02, make_generator(seed, "beyond"))
+    assert beyond.why == ""
+    assert beyond.std_err == 0.02
 
 
 def rotated_gaussian(dimensions: int, decades: float, seed: int) -> tuple[Energy, Tensor]:
