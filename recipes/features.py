@@ -6,6 +6,7 @@ subset of CIFAR-10 with ``--data.name MNIST --data.root DIR``. ``--seeds 5`` pri
 metrics.json, report.html and the networks are in the run's folder.
 """
 
+import functools
 import json
 import math
 import statistics
@@ -20,19 +21,21 @@ import lightning as L
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchmetrics.functional.classification import multiclass_calibration_error
 from tqdm import tqdm
 
 from ebm_lightning import ConditionalEBM, FeatureJEM, evaluate_ood
 from ebm_lightning.data import NearAndFar, near_and_far
+from ebm_lightning.data.augmentation import shifted
 from ebm_lightning.evaluation.feature_scores import FEATURE_SCORES, made_features, ratio_to_reference
 from ebm_lightning.evaluation.loggers import finish_wandb, log_to_wandb, run_logger
 from ebm_lightning.evaluation.ood_comparison import OURS, OODResults, compare_scores
 from ebm_lightning.evaluation.report import results_folder
 from ebm_lightning.evaluation.report.page import Cell, Section, Table, page
 from ebm_lightning.modules.cache_features import network_outputs
-from ebm_lightning.networks import ConvNet, StridedConvNet
+from ebm_lightning.networks import ConvNet, StridedConvNet, WideResNet
 from ebm_lightning.networks.density_head import best_temperature
 
 Metrics = dict[str, float]
@@ -60,7 +63,7 @@ class Options:
         data: Which images, and where they are.
         seeds: Number of networks, each trained and evaluated with another seed.
         first_seed: Seed of the first.
-        epochs: Passes over the training images for each network; by default 30 for digits, 8 for CIFAR10, else 2.
+        epochs: Passes over the training images for each network; by default 30 for digits, 20 for CIFAR10, else 2.
         networks: Folder of an earlier run, whose networks are loaded instead of trained.
         max_steps: Training steps of the joint energy model; by default 400 for digits, else 1000.
         temperatures: Temperatures of the annealing that estimates log Z.
@@ -110,14 +113,22 @@ def main(options: Options) -> Path:
 
 def trained(images: NearAndFar, options: Options, seed: int, folder: Path) -> tuple[nn.Module, Metrics]:
     """The network of that seed, loaded or trained, in eval mode."""
-    shape, started, file = images.support.shape, time.time(), f"network-{seed}.pt"
-    kind = ConvNet if options.data.name == "digits" else StridedConvNet
-    network: nn.Module = kind(shape, images.num_classes, 32 if options.data.name == "CIFAR10" else 16)
+    name, started, file = options.data.name, time.time(), f"network-{seed}.pt"
+    network, cifar = untrained(name, images), name == "CIFAR10"
     if options.networks is not None:
         network.load_state_dict(torch.load(options.networks / file, weights_only=True))
         return network.eval(), {}
-    model = ConditionalEBM(network, images.num_classes, optimizer=lambda p: torch.optim.AdamW(p, 2e-3))
-    epochs = options.epochs or {"digits": 30, "CIFAR10": 8}.get(options.data.name, 2)
+    epochs = options.epochs or {"digits": 30, "CIFAR10": 20}.get(name, 2)
+    loader = DataLoader(
+        TensorDataset(*images.train), 128, shuffle=True, drop_last=True, collate_fn=augmented if cifar else None
+    )
+    schedule = functools.partial(OneCycleLR, max_lr=5e-3, total_steps=epochs * len(loader)) if cifar else None
+    model = ConditionalEBM(
+        network,
+        images.num_classes,
+        optimizer=functools.partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.05 if cifar else 0.01),
+        lr_scheduler=schedule,
+    )
     L.Trainer(
         max_epochs=epochs,
         devices=1,
@@ -125,9 +136,23 @@ def trained(images: NearAndFar, options: Options, seed: int, folder: Path) -> tu
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=options.progress_bar,
-    ).fit(model, DataLoader(TensorDataset(*images.train), 128, shuffle=True))
+    ).fit(model, loader)
     torch.save(network.state_dict(), folder / file)
     return network.eval(), {"seconds of the network": time.time() - started}
+
+
+def untrained(name: str, images: NearAndFar) -> nn.Module:
+    """A small network for these images. That of CIFAR-10 pools its features over the image."""
+    shape, num_classes = images.support.shape, images.num_classes
+    if name == "CIFAR10":
+        return WideResNet(shape[0], num_classes, depth=10, widths=(32, 64, 128), norm="batch", activation="silu")
+    return (ConvNet if name == "digits" else StridedConvNet)(shape, num_classes, 16)
+
+
+def augmented(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A batch of randomly shifted and flipped images, and labels."""
+    x, y = default_collate(list(rows))
+    return shifted(x, flip=True), y
 
 
 def run(network: nn.Module, images: NearAndFar, options: Options) -> tuple[Metrics, OODResults]:

@@ -11,6 +11,7 @@ from ebm_lightning.contracts import call_classifier
 from ebm_lightning.coordinates import Identity
 from ebm_lightning.energies import last_linear
 from ebm_lightning.modules.conditional import ConditionalEBM
+from ebm_lightning.supports.base import all_finite
 
 Layer = str | Callable[[Tensor], Tensor] | None
 """Name of a submodule, a function of the inputs, or None for the input of the last linear layer."""
@@ -121,7 +122,7 @@ class NetworkFeatures(nn.Module):
                 f"num_features={z.shape[1]}."
             )
         z = z.detach().float()
-        if not torch.isfinite(z).all():
+        if not all_finite(z):
             rows = int((~torch.isfinite(z)).any(1).sum())
             raise ValueError(
                 f"'features' should be finite, got NaN or infinite ones in {rows} of {len(z)} rows of {where}. Check "

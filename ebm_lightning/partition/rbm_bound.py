@@ -56,6 +56,8 @@ def hold_against_bound(
 ) -> LogZ:
     """The estimate, not reliable if it contradicts the lower bound, and with ``lower`` at least the bound.
 
+    Its standard error is at least the distance by which it is below the bound, or from the exact value if that is known.
+
     Arguments:
         result: The estimate by annealing.
         rbm: The machine.
@@ -70,8 +72,10 @@ def hold_against_bound(
         starts.append(end_rates(rbm, data[rows.to(data.device)].to(ends)))
     budget = max(MIN_SWEEPS, int(SHARE * result.gradient_evaluations))
     bound = rbm_lower_bound(smaller_layer(rbm), torch.cat(starts), budget, generator)
+    below = bound.log_z - result.log_z
     return dataclasses.replace(
         result,
+        std_err=max(result.std_err, abs(below) if bound.exact else below),
         lower=max(result.lower, bound.log_z),
         why=_contradiction(result, ends, bound) or result.why or ("" if informed else _unproven(result, bound)),
         gradient_evaluations=result.gradient_evaluations + bound.sweeps,

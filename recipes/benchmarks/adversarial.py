@@ -17,7 +17,7 @@ from pathlib import Path
 
 import adversarial_targets as make
 import torch
-from common import print_table, write_json
+from common import check_targets, print_table, write_json
 from jsonargparse import auto_cli
 from known_energies import Funnel, Student, Valley, two_phases
 from random_targets import KINDS, MANY_DIMENSIONS, kind_of, random_target
@@ -132,9 +132,7 @@ def main(
         output: JSON file of all runs, written after every target.
     """
     names = tuple(KINDS) if random else tuple(TARGETS)
-    unknown = [name for name in targets if name not in names and not (random and name == MANY_DIMENSIONS)]
-    if unknown:
-        raise ValueError(f"'targets' should be among {', '.join(names)}, got {', '.join(unknown)}.")
+    check_targets(targets, (*names, MANY_DIMENSIONS) if random else names)
     given = {"num_chains": num_chains, "temperatures": temperatures}
     budget = {name: value for name, value in given.items() if value is not None}
     numbers = range(first_seed, first_seed + (random or seeds))

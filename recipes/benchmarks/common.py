@@ -10,7 +10,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -55,6 +55,16 @@ class Quartiles(NamedTuple):
 
     def __format__(self, spec: str) -> str:
         return f"{self.median:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def check_targets(targets: Iterable[str], known: Collection[str]) -> None:
+    """Raise a ValueError if there is no target of some name. On a command line, names with a comma need quotes."""
+    unknown = [name for name in targets if name not in known]
+    if unknown:
+        raise ValueError(
+            f"'targets' should be among {', '.join(map(repr, known))}, got {', '.join(map(repr, unknown))}. Quote "
+            "names with a comma."
+        )
 
 
 def default_device() -> torch.device:

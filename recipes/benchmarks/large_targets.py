@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import adversarial_targets as make
 import torch
-from common import print_table, timed
+from common import check_targets, print_table, timed
 from jsonargparse import auto_cli
 from known_energies import Funnel, RotatedGaussian
 from targets import Target, normal
@@ -128,7 +128,7 @@ TARGETS: dict[str, Callable[[], Large]] = {
     "GMM-40 from N(0, 25)": gmm_40,
     "Funnel-10": funnel_10,
     "Many-well-128": lambda: many_well(128, 4000),
-    "Many-well-512 from N(0, .2)": lambda: many_well(512, 10_000, 0.2),
+    "Many-well-512": lambda: many_well(512, 10_000, 0.2),
 }
 
 
@@ -142,7 +142,7 @@ def main(
     """Compare estimates with known values of log Z.
 
     Args:
-        targets: Names of targets. Besides the defaults there are "Many-well-128" and "Many-well-512 from N(0, .2)".
+        targets: Names of targets. Besides the defaults there are "Many-well-128", and "Many-well-512" from N(0, .2).
         seeds: Runs of each method and target.
         scale: Multiplies the temperatures of all targets.
         blackjax: Run blackjax too.
@@ -151,6 +151,7 @@ def main(
     if blackjax and importlib.util.find_spec("blackjax") is None:
         print("blackjax is left out: it is not installed.")
         blackjax = False
+    check_targets(targets, TARGETS)
     made = {name: TARGETS[name]() for name in targets}
     if pines is not None:
         rows = [[float(value) for value in line.split(",")] for line in pines.read_text().split()]

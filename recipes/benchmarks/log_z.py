@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from common import print_table, timed
+from common import check_targets, print_table, timed
 from jsonargparse import auto_cli
 from torch import nn
 from tqdm import tqdm
@@ -70,6 +70,7 @@ def main(
             printing the table.
     """
     known = table_of_targets(rings)
+    check_targets(targets, known)
     if coverage:
         print_coverage(known["modes-2"](), coverage)
         return
