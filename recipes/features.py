@@ -9,7 +9,6 @@ metrics.json, report.html and the networks are in the run's folder.
 import functools
 import json
 import math
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,11 +28,12 @@ from tqdm import tqdm
 from ebm_lightning import ConditionalEBM, FeatureJEM, evaluate_ood
 from ebm_lightning.data import NearAndFar, near_and_far
 from ebm_lightning.data.augmentation import shifted
-from ebm_lightning.evaluation.feature_scores import FEATURE_SCORES, made_features, ratio_to_reference
+from ebm_lightning.evaluation.feature_scores import FEATURE_SCORES, made_features, ratio_to_reference, typicality
 from ebm_lightning.evaluation.loggers import finish_wandb, log_to_wandb, run_logger
 from ebm_lightning.evaluation.ood_comparison import OURS, OODResults, compare_scores
+from ebm_lightning.evaluation.ood_seeds import detectors_and_sets, markdown_table, mean, mean_and_error, ood_section
 from ebm_lightning.evaluation.report import results_folder
-from ebm_lightning.evaluation.report.page import Cell, Section, Table, page
+from ebm_lightning.evaluation.report.page import page
 from ebm_lightning.modules.cache_features import network_outputs
 from ebm_lightning.networks import ConvNet, StridedConvNet, WideResNet
 from ebm_lightning.networks.density_head import best_temperature
@@ -102,9 +102,9 @@ def main(options: Options) -> Path:
         (folder / "metrics.json").write_text(json.dumps({"options": str(options), "runs": runs}, indent=2))
         tables = f"{results.table()}\n{results.table('fpr95')}\n{facts(runs[-1:])}"
         tqdm.write(f"\n{options.data.name}, seed {seed}\n{tables}")
-    print(f"\nMeans over {len(runs)} seeds, with the standard error over seeds\n{summary(runs)}\n{facts(runs)}")
+    print(f"\nMeans over {len(runs)} seeds, with the standard error over seeds\n{markdown_table(runs)}\n{facts(runs)}")
     report = folder / "report.html"
-    report.write_text(page(f"Features: {options.data.name}", facts(runs).splitlines(), [section(runs)]))
+    report.write_text(page(f"Features: {options.data.name}", facts(runs).splitlines(), [ood_section(runs)]))
     if options.logger == "wandb":
         log_run(options, folder, runs, report)
     print(f"{time.time() - started:.0f} seconds. metrics.json, report.html and networks are in {folder.resolve()}")
@@ -220,66 +220,25 @@ def calibration(model: FeatureJEM, val: tuple[Tensor, Tensor], z: Tensor, networ
 def choice(model: FeatureJEM, x: Tensor) -> Metrics:
     """AUROC of each score on features that are made from those of validation images: what the score was chosen by."""
     z = network_outputs(model, x, progress_bar=False)[0]
+    typical = functools.partial(typicality, mean=float(model.feature_score(z).mean()))
     return {
         f"{name}, {kind}": compare_scores(score(model, z), score(model, made), 2)[0]["auroc"]
         for kind, made in made_features(z).items()
-        for name, score in FEATURE_SCORES.items()
+        for name, score in (FEATURE_SCORES | {"typicality": typical}).items()
     }
-
-
-def mean(runs: Sequence[Metrics], key: str) -> float:
-    """Mean over the runs."""
-    return statistics.mean(run[key] for run in runs)
-
-
-def shown(runs: Sequence[Metrics], key: str) -> str:
-    """Mean over the runs, with its standard error if there are several."""
-    if len(runs) == 1:
-        return f"{mean(runs, key):.4f}"
-    return f"{mean(runs, key):.4f} ± {statistics.stdev(run[key] for run in runs) / math.sqrt(len(runs)):.4f}"
-
-
-def names(runs: Sequence[Metrics]) -> tuple[list[str], list[str]]:
-    """Detectors and sets."""
-    keys = [key.split("/") for key in runs[0] if key.endswith("/auroc")]
-    return list(dict.fromkeys(key[0] for key in keys)), list(dict.fromkeys(key[1] for key in keys))
-
-
-def summary(runs: Sequence[Metrics], metric: str = "auroc") -> str:
-    """Each detector on each set, and its mean over all sets, as Markdown."""
-    detectors, sets = names(runs)
-    lines = [f"| {metric} | {' | '.join(sets)} | mean |", "|---" * (len(sets) + 2) + "|"]
-    for detector in detectors:
-        cells = [shown(runs, f"{detector}/{name}/{metric}") for name in sets]
-        average = statistics.mean(mean(runs, f"{detector}/{name}/{metric}") for name in sets)
-        lines.append(f"| {detector} | {' | '.join(cells)} | {average:.4f} |")
-    return "\n".join(lines)
 
 
 def facts(runs: Sequence[Metrics]) -> str:
     """All other numbers, and where the model is below another detector."""
-    detectors, sets = names(runs)
+    detectors, sets = detectors_and_sets(runs)
     others = [key for key in runs[0] if not key.startswith(tuple(f"{detector}/" for detector in detectors))]
-    lines = [f"{key:60} {shown(runs, key)}" for key in (*others, f"{OURS}/fit_seconds", f"{OURS}/score_seconds")]
+    lines = [
+        f"{key:60} {mean_and_error(runs, key)}" for key in (*others, f"{OURS}/fit_seconds", f"{OURS}/score_seconds")
+    ]
     for rival in RIVALS:
         below = [name for name in sets if mean(runs, f"{rival}/{name}/auroc") > mean(runs, f"{OURS}/{name}/auroc")]
         lines += [f"{rival} has a higher AUROC on {', '.join(below)}"] if below else []
     return "\n".join(lines)
-
-
-def section(runs: Sequence[Metrics]) -> Section:
-    """The tables of the page."""
-    detectors, sets = names(runs)
-    tables = []
-    for metric, best in (("auroc", max), ("fpr95", min), ("aupr_in", max), ("aupr_out", max)):
-        values = {(d, s): mean(runs, f"{d}/{s}/{metric}") for d in detectors for s in sets}
-        winning = {s: best(values[d, s] for d in detectors) for s in sets}
-        rows = [
-            (d, [Cell(shown(runs, f"{d}/{s}/{metric}"), values[d, s] == winning[s]) for s in sets]) for d in detectors
-        ]
-        tables.append(Table(f"{metric}, mean over seeds and standard error", ["", *sets], rows))
-    reading = "Larger AUROC and AUPR and smaller FPR95 are better. All detectors see the same features and logits."
-    return Section("Out-of-distribution detection", reading, tables)
 
 
 def log_run(options: Options, folder: Path, runs: Sequence[Metrics], report: Path) -> None:

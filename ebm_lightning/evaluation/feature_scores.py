@@ -31,6 +31,16 @@ def predicted_class_density(model: FeatureJEM, z: Tensor) -> Tensor:
     return model.chain_energy.logits(u).amax(1) + model.support.log_q(u)
 
 
+def typicality(model: FeatureJEM, z: Tensor, mean: float) -> Tensor:
+    """-|log p(Tz) - mean|, where ``mean`` is that of usual data: also features that are too likely are unusual.
+
+    References:
+        Nalisnick et al., Detecting out-of-distribution inputs to deep generative models using typicality, 2019, for
+        single inputs. https://arxiv.org/abs/1906.02994
+    """
+    return -(model.feature_score(z) - mean).abs()
+
+
 def reference_density(model: FeatureJEM, z: Tensor) -> Tensor:
     """log q(Tz): the Gaussians that the model starts from."""
     return model.support.log_q(model.coordinates(z))

@@ -56,7 +56,7 @@ def hold_against_bound(
 ) -> LogZ:
     """The estimate, not reliable if it contradicts the lower bound, and with ``lower`` at least the bound.
 
-    Its standard error is at least the distance by which it is below the bound, or from the exact value if that is known.
+    Its standard error is at least the distance by which it is below the bound, or from the exact value if known.
 
     Arguments:
         result: The estimate by annealing.
