@@ -20,8 +20,8 @@ LEAST = 0.04  # nats that may be missed
 ERRORS = 4.0  # standard errors by which what is missed has to exceed 0
 WHY = (
     "The model has heavy tails or a part of another width: copies of the chains, scaled by {:.2g} around their mean, "
-    "find at least {:.2g} nats of log Z where no chain is. Use a 'proposal' as wide as the model, or pass data= of all "
-    "parts."
+    "find at least {:.2g} nats of log Z where no chain is. Run it again with a 'proposal' that is fitted to this run, "
+    "StudentT.fit(estimate.samples, estimate.log_weights) in ebm_lightning.partition, or pass data= of all parts."
 )
 
 

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from ebm_lightning.checks import check_number
 from ebm_lightning.partition.spread import mean_and_factor
+from ebm_lightning.samplers.preconditioner import TurnedStep
 from ebm_lightning.supports import Density
+
+EM_STEPS = 10
 
 
 class StudentT(Density):
@@ -37,25 +40,52 @@ class StudentT(Density):
         ) - float(diagonal.log().sum())
 
     @classmethod
-    def fit(cls, x: Tensor, log_w: Tensor | None = None, dof: float = 2.0, inflation: float = 1.0) -> "StudentT":
-        """Match the mean and covariance of weighted points, with a diagonal covariance above 1024 dimensions.
+    def fit(
+        cls,
+        x: Tensor,
+        log_w: Tensor | None = None,
+        dof: float = 2.0,
+        inflation: float = 1.0,
+        step: Tensor | TurnedStep | None = None,
+    ) -> "StudentT":
+        """Mean and scale of the largest likelihood, which a few distant points hardly change.
+
+        The scale is a full matrix up to 1024 dimensions. Too few points are regularized as in
+        :func:`~ebm_lightning.partition.spread.mean_and_factor`.
+
+        References:
+            Liu, Rubin & Wu, Parameter expansion to accelerate EM: the PX-EM algorithm, 1998.
+            https://doi.org/10.1093/biomet/85.4.755
 
         Arguments:
             x: Data, or ends of chains, shape (N, *shape).
             log_w: Log weight of each, shape (N,); equal by default.
             dof: Degrees of freedom.
             inflation: Multiplies the scale.
+            step: Preconditioner of the model, which is used for the regularization.
         """
-        mean, factor = mean_and_factor(x, log_w)
-        scale = factor if factor.ndim == 2 else factor.view(x.shape[1:])
-        return cls(mean.view(x.shape[1:]), inflation * scale, dof)
+        check_number("dof", dof, above=0)
+        check_number("inflation", inflation, above=0)
+        shape, rows = x.shape[1:], x.detach().flatten(1).double()
+        log_w = rows.new_zeros(len(rows)) if log_w is None else log_w.to(rows)
+        log_u = torch.zeros_like(log_w)  # of each point's expected precision
+        for _ in range(EM_STEPS):
+            mean, factor = mean_and_factor(x, log_w + log_u, step)
+            scale = factor if factor.ndim == 2 else factor.view(shape)
+            density = cls(mean.view(shape), scale, dof)
+            log_u = math.log(dof + rows.shape[1]) - (dof + density.squared_distance(x)).log()
+        return cls(density.mean, inflation * density.scale, dof)
+
+    def squared_distance(self, x: Tensor) -> Tensor:
+        """|L^-1 (x - mean)|^2, shape (N,), float64."""
+        centered, scale = (x.double() - self.mean.to(x.device)).flatten(1), self.scale.to(x.device)
+        if self.full:
+            return torch.linalg.solve_triangular(scale, centered.T, upper=False).square().sum(0)
+        return (centered / scale.flatten()).square().sum(1)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        centered = (x.double() - self.mean.to(x.device)).flatten(1)
-        scale = self.scale.to(x.device)
-        z = torch.linalg.solve_triangular(scale, centered.T, upper=False).T if self.full else centered / scale.flatten()
-        d = centered.shape[1]
-        return self.log_constant - 0.5 * (self.dof + d) * torch.log1p(z.square().sum(1) / self.dof)
+        exponent = 0.5 * (self.dof + self.mean.numel())
+        return self.log_constant - exponent * torch.log1p(self.squared_distance(x) / self.dof)
 
     def sample(
         self,

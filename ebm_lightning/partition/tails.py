@@ -34,12 +34,12 @@ CHAINS, FULL_LENGTH, FEWEST = 1.75, 250, 200  # times as many chains as the firs
 ALIKE = 100.0  # nats by which the log ratio of model and proposal varies where their tails are alike
 FAR = (30.0, 100.0)  # times the distance of the chains from their mean
 SHELLS = 3.0  # spread of the distances from the center, relative to a normal distribution
-HEAVY_STAGES, MAX_ERROR = 4, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
+HEAVY_STAGES, MAX_ERROR = 3, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
 MAX_DISTANCE, NOISE = 0.15, 2.0  # two runs agree within 0.15 nat or 2 standard errors of their difference
 WIDER = (
     "The model is wider than its proposal or has heavy tails: chains end up to {:.0f} standard deviations of the "
-    "proposal away, and a second run does not confirm the estimate. Use a 'proposal' as wide as the model, or with "
-    "heavy tails, such as StudentT.fit(data)."
+    "proposal away, and a second run does not confirm the estimate. Run it again with a 'proposal' that is fitted to "
+    "this run, StudentT.fit(estimate.samples, estimate.log_weights) in ebm_lightning.partition, or is wider."
 )
 
 
