@@ -164,7 +164,7 @@ class Annealing:
 def next_beta(target: Tempered, phase: Phase, min_ess: float, highest: float = 1.0) -> float:
     """The largest beta whose weights have a relative effective sample size of at least ``min_ess``, by bisection.
 
-    Chains at points of zero density are left out.
+    Chains at points of zero density are left out. If all are, the result is ``highest``.
 
     Arguments:
         target: The current beta.
@@ -179,7 +179,7 @@ def next_beta(target: Tempered, phase: Phase, min_ess: float, highest: float = 1
         w = (log_w - log_w.max()).exp()
         return float(w.mean() ** 2 / w.square().mean()) < min_ess
 
-    if not too_far(highest):
+    if not alive.any() or not too_far(highest):
         return highest
     low, high = target.beta, highest
     for _ in range(50):

@@ -137,7 +137,8 @@ def _explore(annealing: Annealing, nearest: Tensor, generator: torch.Generator) 
     with frozen(annealing.energy), torch.inference_mode(False), torch.no_grad():
         target, phase = annealing.begin(base.sample(n, generator=generator), generator)
         log_z = torch.zeros(ISLANDS, 1, dtype=torch.float64, device=phase.x.device)
-        log_step, stages, complete = -0.25 * math.log(phase.x[0].numel()), 0, True
+        log_step, stages = -0.25 * math.log(phase.x[0].numel()), 0
+        complete = bool((phase.energy < math.inf).any())
         while target.beta < 1:
             stages, beta = stages + 1, next_beta(target, phase, STAGE_CESS)
             if stages == MAX_STAGES and beta < 1:

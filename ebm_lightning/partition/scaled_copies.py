@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
+from ebm_lightning.partition.student import RUN_AGAIN
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, Support
 
@@ -20,8 +21,7 @@ LEAST = 0.04  # nats that may be missed
 ERRORS = 4.0  # standard errors by which what is missed has to exceed 0
 WHY = (
     "The model has heavy tails or a part of another width: copies of the chains, scaled by {:.2g} around their mean, "
-    "find at least {:.2g} nats of log Z where no chain is. Run it again with a 'proposal' that is fitted to this run, "
-    "StudentT.fit(estimate.samples, estimate.log_weights) in ebm_lightning.partition, or pass data= of all parts."
+    f"find at least {{:.2g}} nats of log Z where no chain is. {RUN_AGAIN}, or pass data= of all parts."
 )
 
 

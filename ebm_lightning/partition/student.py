@@ -11,6 +11,11 @@ from ebm_lightning.samplers.preconditioner import TurnedStep
 from ebm_lightning.supports import Density
 
 EM_STEPS = 10
+RUN_AGAIN = (
+    "Run it again with a 'proposal' that is fitted to this run, StudentT.fit(estimate.samples, estimate.log_weights) "
+    "in ebm_lightning.partition"
+)
+"""The remedy where the proposal is too narrow."""
 
 
 class StudentT(Density):

@@ -21,6 +21,7 @@ from ebm_lightning.partition.annealing_path import Annealing, Steps
 from ebm_lightning.partition.mixture import Mixture
 from ebm_lightning.partition.scaled_copies import missed_shells
 from ebm_lightning.partition.second_run import second_opinion, wider_base
+from ebm_lightning.partition.student import RUN_AGAIN
 from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, ClassGaussians, Density
@@ -38,8 +39,7 @@ HEAVY_STAGES, MAX_ERROR = 3, 0.1  # stricter where the kurtosis is large: chains
 MAX_DISTANCE, NOISE = 0.15, 2.0  # two runs agree within 0.15 nat or 2 standard errors of their difference
 WIDER = (
     "The model is wider than its proposal or has heavy tails: chains end up to {:.0f} standard deviations of the "
-    "proposal away, and a second run does not confirm the estimate. Run it again with a 'proposal' that is fitted to "
-    "this run, StudentT.fit(estimate.samples, estimate.log_weights) in ebm_lightning.partition, or is wider."
+    f"proposal away, and a second run does not confirm the estimate. {RUN_AGAIN}, or is wider."
 )
 
 

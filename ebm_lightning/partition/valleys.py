@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ebm_lightning.energies import Energy
 from ebm_lightning.partition.descent import StandardizedEnergy
+from ebm_lightning.partition.student import RUN_AGAIN
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, Density, Support
 
@@ -20,8 +21,8 @@ MASS_LOST = 2.0  # nats, per unit of log distance
 CLIMB = 3.0  # nats that one step may rise
 NEWTON_STEPS = 3
 HELD_BEYOND = (
-    "A valley of the energy holds mass {:.0f} standard deviations of the proposal away, where no chain went: use a "
-    "proposal that covers it, such as StudentT.fit(data) or a wider one."
+    "A valley of the energy holds mass {:.0f} standard deviations of the proposal away, where no chain went. "
+    f"{RUN_AGAIN}, or covers a curved valley."
 )
 
 

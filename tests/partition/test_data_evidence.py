@@ -121,3 +121,18 @@ def test_evidence_depends_on_its_generator_only(seed):
     a, b = (held_against(MIXTURE, PLANE, exact_ends(0), -0.7, x, y, seed) for _ in range(2))
     assert a == b
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_data_whose_normal_densities_have_no_mass_in_the_model_leave_it_unchecked(seed):
+    """Points on a thin sphere: draws of normal densities fitted to them are off it, where the density is 0.
+
+    Kills: a search that counts as complete because no chain is left.
+    """
+
+    def energy(x):
+        return torch.where((x.norm(dim=1) - 1).abs() < 1e-6, 0 * x.sum(1), math.inf)
+
+    x = torch.randn(300, 16, generator=make_generator(seed, "sphere"))
+    x = x / x.norm(dim=1, keepdim=True)
+    ends = 5 + torch.zeros(1000, 16)
+    assert "need more than" in held_against(energy, PLANE, ends, 0.0, x, None, seed).why
