@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchmetrics.functional.classification import multiclass_calibration_error
 from tqdm import tqdm
 
-from ebm_lightning import ConditionalEBM, FeatureJEM, evaluate_ood
+from ebm_lightning import MALA, ConditionalEBM, FeatureJEM, ReferenceJumps, evaluate_ood
 from ebm_lightning.data import NearAndFar, near_and_far
 from ebm_lightning.data.augmentation import shifted
 from ebm_lightning.evaluation.feature_scores import FEATURE_SCORES, made_features, ratio_to_reference, typicality
@@ -158,8 +158,9 @@ def augmented(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def run(network: nn.Module, images: NearAndFar, options: Options) -> tuple[Metrics, OODResults]:
     """Fit the model to features of the network, and evaluate it."""
     train, val, test = images.train, images.val, images.test
-    model = FeatureJEM(network, images.num_classes)
-    steps = options.max_steps or (400 if options.data.name == "digits" else 1000)
+    few = options.data.name == "digits"  # fewer training steps, so more moves of the chains in each
+    model = FeatureJEM(network, images.num_classes, sampler=ReferenceJumps(MALA(0.1, steps=6 if few else 3)))
+    steps = options.max_steps or (400 if few else 1000)
     started = time.process_time()
     model.fit(train, val, max_steps=steps, progress_bar=options.progress_bar)
     cpu_seconds = time.process_time() - started
