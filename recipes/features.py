@@ -31,9 +31,9 @@ from ebm_lightning.data.augmentation import shifted
 from ebm_lightning.evaluation.feature_scores import FEATURE_SCORES, made_features, ratio_to_reference, typicality
 from ebm_lightning.evaluation.loggers import finish_wandb, log_to_wandb, run_logger
 from ebm_lightning.evaluation.ood_comparison import OURS, OODResults, compare_scores
-from ebm_lightning.evaluation.ood_seeds import detectors_and_sets, markdown_table, mean, mean_and_error, ood_section
+from ebm_lightning.evaluation.ood_seeds import findings, markdown_table, mean, mean_and_error, ood_section, table_of
 from ebm_lightning.evaluation.report import results_folder
-from ebm_lightning.evaluation.report.page import page
+from ebm_lightning.evaluation.report.page import Section, page
 from ebm_lightning.modules.cache_features import network_outputs
 from ebm_lightning.networks import ConvNet, StridedConvNet, WideResNet
 from ebm_lightning.networks.density_head import best_temperature
@@ -104,7 +104,7 @@ def main(options: Options) -> Path:
         tqdm.write(f"\n{options.data.name}, seed {seed}\n{tables}")
     print(f"\nMeans over {len(runs)} seeds, with the standard error over seeds\n{markdown_table(runs)}\n{facts(runs)}")
     report = folder / "report.html"
-    report.write_text(page(f"Features: {options.data.name}", facts(runs).splitlines(), [ood_section(runs)]))
+    report.write_text(report_page(options.data.name, runs))
     if options.logger == "wandb":
         log_run(options, folder, runs, report)
     print(f"{time.time() - started:.0f} seconds. metrics.json, report.html and networks are in {folder.resolve()}")
@@ -201,7 +201,7 @@ def speed(model: FeatureJEM, x: Tensor) -> Metrics:
             times.append(time.process_time() - started)
         return min(times)
 
-    return {"scoring / forward pass": seconds(lambda p: model.score(p, len(p))) / seconds(model.network)}
+    return {"scoring, in forward passes": seconds(lambda p: model.score(p, len(p))) / seconds(model.network)}
 
 
 @torch.no_grad()
@@ -231,15 +231,30 @@ def choice(model: FeatureJEM, x: Tensor) -> Metrics:
 
 def facts(runs: Sequence[Metrics]) -> str:
     """All other numbers, and where the model is below another detector."""
-    detectors, sets = detectors_and_sets(runs)
-    others = [key for key in runs[0] if not key.startswith(tuple(f"{detector}/" for detector in detectors))]
-    lines = [
-        f"{key:60} {mean_and_error(runs, key)}" for key in (*others, f"{OURS}/fit_seconds", f"{OURS}/score_seconds")
+    scores = [key for key in runs[0] if key.startswith("validation/")]
+    lines = [f"{key:60} {mean_and_error(runs, key)}" for key in (*numbers(runs), *scores)]
+    return "\n".join([*lines, *findings(runs, OURS, RIVALS)])
+
+
+def numbers(runs: Sequence[Metrics]) -> list[str]:
+    """Names of the numbers that describe the model."""
+    return [*(key for key in runs[0] if "/" not in key), f"{OURS}/fit_seconds", f"{OURS}/score_seconds"]
+
+
+def report_page(name: str, runs: Sequence[Metrics]) -> str:
+    """The page: what was found, the detectors, the model, and what its score was chosen by."""
+    reliable = f"log Z is reliable for {sum(run['log Z is reliable'] for run in runs):.0f} of {len(runs)} networks."
+    model = table_of(runs, "Mean over seeds and standard error", ["value"], {key: [key] for key in numbers(runs)})
+    keys = [key.removeprefix("validation/").rsplit(", ", 1) for key in runs[0] if key.startswith("validation/")]
+    kinds = list(dict.fromkeys(kind for _, kind in keys))
+    rows = {score: [f"validation/{score}, {kind}" for kind in kinds] for score, _ in keys}
+    scores = table_of(runs, "AUROC, mean over seeds and standard error", kinds, rows)
+    sections = [
+        ood_section(runs),
+        Section("The model", "Its energy and its classes on test data. log Z and its errors are in nats.", [model]),
+        Section("Which score", "Scores on unusual features that are made from those of validation data.", [scores]),
     ]
-    for rival in RIVALS:
-        below = [name for name in sets if mean(runs, f"{rival}/{name}/auroc") > mean(runs, f"{OURS}/{name}/auroc")]
-        lines += [f"{rival} has a higher AUROC on {', '.join(below)}"] if below else []
-    return "\n".join(lines)
+    return page(f"Features: {name}", [*findings(runs, OURS, RIVALS), reliable], sections)
 
 
 def log_run(options: Options, folder: Path, runs: Sequence[Metrics], report: Path) -> None:

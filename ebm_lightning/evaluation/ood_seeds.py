@@ -40,6 +40,31 @@ def markdown_table(runs: Runs, metric: str = "auroc") -> str:
     return "\n".join(lines)
 
 
+def findings(runs: Runs, ours: str, rivals: Sequence[str]) -> list[str]:
+    """How a detector compares with others in words, one line each: over all sets, and where others are better."""
+    sets = detectors_and_sets(runs)[1]
+    averages = {d: statistics.mean(mean(runs, f"{d}/{s}/auroc") for s in sets) for d in (ours, *rivals)}
+    best = max(rivals, key=averages.__getitem__)
+    lines = [f"Mean AUROC over {len(sets)} sets: {ours} {averages[ours]:.4f}, {best} {averages[best]:.4f}."]
+    for rival in rivals:
+        below = [name for name in sets if mean(runs, f"{rival}/{name}/auroc") > mean(runs, f"{ours}/{name}/auroc")]
+        lines += [f"{rival} has a higher AUROC on {', '.join(below)}."] if below else []
+    return lines
+
+
+def table_of(runs: Runs, caption: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    """A table of means and standard errors.
+
+    Arguments:
+        runs: The runs.
+        caption: What the values are.
+        columns: Names of the columns.
+        rows: For each row the names of its numbers in the runs.
+    """
+    cells = [(name, [Cell(mean_and_error(runs, key)) for key in keys]) for name, keys in rows.items()]
+    return Table(caption, columns, cells)
+
+
 def ood_section(runs: Runs) -> Section:
     """A table of each metric, for a page."""
     detectors, sets = detectors_and_sets(runs)
@@ -52,6 +77,6 @@ def ood_section(runs: Runs) -> Section:
             shown[d, ALL] = f"{values[d, ALL]:.4f}"
         winning = {s: best(values[d, s] for d in detectors) for s in (*sets, ALL)}
         rows = [(d, [Cell(shown[d, s], values[d, s] == winning[s]) for s in winning]) for d in detectors]
-        tables.append(Table(f"{metric}, mean over seeds and standard error", ["", *winning], rows))
+        tables.append(Table(f"{metric}, mean over seeds and standard error", list(winning), rows))
     reading = "Larger AUROC and AUPR and smaller FPR95 are better. All detectors see the same features and logits."
     return Section("Out-of-distribution detection", reading, tables)

@@ -2,7 +2,14 @@
 
 import pytest
 
-from ebm_lightning.evaluation.ood_seeds import detectors_and_sets, markdown_table, mean_and_error, ood_section
+from ebm_lightning.evaluation.ood_seeds import (
+    detectors_and_sets,
+    findings,
+    markdown_table,
+    mean_and_error,
+    ood_section,
+    table_of,
+)
 
 METRICS = ("auroc", "fpr95", "aupr_in", "aupr_out")
 
@@ -39,3 +46,17 @@ def test_the_best_of_each_column_is_marked(table, best):
     (_, ours), (_, knn) = ood_section(RUNS).tables[table].rows
     assert [cell.best for cell in ours] == [best == "ours", True, best == "ours"]
     assert [cell.best for cell in knn] == [best == "KNN", True, best == "KNN"]
+
+
+def test_every_cell_is_below_its_column():
+    tables = [*ood_section(RUNS).tables, table_of(RUNS, "seconds", ["value"], {"time": ["seconds"]})]
+    assert all(len(cells) == len(table.columns) for table in tables for _, cells in table.rows)
+    assert tables[0].columns == ["near", "far", "mean"]
+
+
+def test_findings_name_the_best_rival_and_the_sets_on_which_it_is_better():
+    runs = [run_of(ours=(0.9, 0.6), KNN=(0.8, 0.7), other=(0.5, 0.5))]
+    assert findings(runs, "ours", ["KNN", "other"]) == [
+        "Mean AUROC over 2 sets: ours 0.7500, KNN 0.7500.",
+        "KNN has a higher AUROC on far.",
+    ]
