@@ -33,7 +33,7 @@ DIRECTIONS = 64
 STAGES, TEMPERATURES_PER_STAGE = 6, 50  # at most 6 stages, or an eighth of the gradients of a longer run
 CHAINS, FULL_LENGTH, FEWEST = 1.75, 250, 200  # times as many chains as the first run, fewer below 250 temperatures
 ALIKE = 100.0  # nats by which the log ratio of model and proposal varies where their tails are alike
-FAR = (30.0, 100.0)  # times the distance of the chains from their mean
+FAR, FAR_CHAINS = (30.0, 100.0), 250  # times the distance from their mean, of so many chains
 SHELLS = 3.0  # spread of the distances from the center, relative to a normal distribution
 HEAVY_STAGES, MAX_ERROR = 3, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
 MAX_DISTANCE, NOISE = 0.15, 2.0  # two runs agree within 0.15 nat or 2 standard errors of their difference
@@ -86,7 +86,7 @@ def beyond_the_chains(
     signs = _signs(x, log_w, proposal, generator)
     if signs.kurtosis and not isinstance(support, Box):
         signs = signs._replace(kurtosis=not tails_are_alike(energy, proposal, x))
-        cost += len(x) * (1 + len(FAR))
+        cost += min(len(x), FAR_CHAINS) * (1 + len(FAR))
     step, heavy = steps.to(x.device, x.dtype).last, signs.kurtosis or signs.shells
     base = wider_base(x, log_w, proposal, support, generator, step, heavy=heavy) if signs.why else None
     if base is None:
@@ -147,6 +147,7 @@ def tails_are_alike(energy: Energy, proposal: Density, x: Tensor) -> bool:
         x: Ends of the chains, shape (N, *shape).
     """
     center = x.double().mean(0)
+    x = x[torch.linspace(0, len(x) - 1, min(len(x), FAR_CHAINS), device=x.device).round().long()]
     with frozen(energy), torch.no_grad():
         far = [(center + factor * (x - center)).to(x.dtype) for factor in (1.0, *FAR)]
         log_ratio = torch.cat([energy(part).double() + proposal.log_prob(part).double() for part in far])
