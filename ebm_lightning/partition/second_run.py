@@ -20,7 +20,7 @@ from ebm_lightning.samplers.resampling import systematic, take
 from ebm_lightning.supports import Box, Density, Support
 
 HEAVY_DOF, INFLATION = 2.0, 2.0  # of the wide part of the proposal, whose scale is inflated
-FITTED_DOF, FITTED_INFLATION = 3.0, 1.2  # of the wide part where tails are heavy, and hardly change its fit
+FITTED_INFLATION = 1.2  # of the part with heavy tails that is fitted by likelihood
 LIGHT_DOF = 100.0  # of the parts that fit a model without heavy tails, so that few stages lead there in any dimension
 PARTS = (0.2, 0.3, 0.2, 0.3)  # weights of the first proposal, heavy tails, all ends together, and their clusters
 FEWEST_POINTS = 5
@@ -42,8 +42,8 @@ def wider_base(
     """A proposal that covers the weighted ends of the chains: the first one, mixed with densities around them.
 
     One has the mean and covariance of the ends, twice the scale and heavy tails. The others are almost normal: one for
-    all ends, and one for each of their clusters. If ``heavy``, there is only a density with heavy tails that is fitted
-    to the ends by its likelihood. On a box it is the uniform density, and None if the proposal
+    all ends, and one for each of their clusters. If ``heavy``, there is in their place a density with heavy tails that
+    is fitted to the ends by its likelihood. On a box it is the uniform density, and None if the proposal
     is uniform already.
 
     Arguments:
@@ -57,10 +57,10 @@ def wider_base(
     """
     if isinstance(support, Box):
         return None if proposal.constant else Box(support.low, support.high, support.shape)
-    if heavy:
-        return Mixture([proposal, StudentT.fit(x, log_w, FITTED_DOF, FITTED_INFLATION, step)])
     mean, scale = _moments(x, log_w, step)
     wide = StudentT(mean, INFLATION * scale, HEAVY_DOF)
+    if heavy:
+        return Mixture([proposal, wide, StudentT.fit(x, log_w, HEAVY_DOF, FITTED_INFLATION, step)])
     parts = _clusters(x[systematic(log_w.softmax(0), generator)], scale)
     counts = torch.tensor([float(len(part)) for part in parts])
     light = [StudentT(mean, scale, LIGHT_DOF), *(StudentT(*_moments(part, None, step), LIGHT_DOF) for part in parts)]
