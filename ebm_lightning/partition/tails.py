@@ -24,7 +24,7 @@ from ebm_lightning.partition.second_run import second_opinion, wider_base
 from ebm_lightning.partition.student import RUN_AGAIN
 from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.samplers import frozen
-from ebm_lightning.supports import Box, ClassGaussians, Density
+from ebm_lightning.supports import Box, ClassGaussians, Density, Support
 
 EXCESS_KURTOSIS = 3.0
 REACH, LEAST_REACH = 5.0, 3.0  # standard deviations; the latter of the proposal
@@ -39,7 +39,12 @@ HEAVY_STAGES, MAX_ERROR = 3, 0.1  # stricter where the kurtosis is large: chains
 MAX_DISTANCE, NOISE = 0.15, 2.0  # two runs agree within 0.15 nat or 2 standard errors of their difference
 WIDER = (
     "The model is wider than its proposal or has heavy tails: chains end up to {:.0f} standard deviations of the "
-    f"proposal away, and a second run does not confirm the estimate. {RUN_AGAIN}, or is wider."
+    "proposal away, and a second run does not confirm the estimate. {}"
+)
+REMEDY = f"{RUN_AGAIN}, or is wider."
+REMEDY_IN_BOX = (
+    "Run it again with proposal=Mixture([Normal.fit(estimate.samples, box=support), support]), both of "
+    "ebm_lightning.partition."
 )
 
 
@@ -88,15 +93,15 @@ def beyond_the_chains(
         signs = signs._replace(kurtosis=not tails_are_alike(energy, proposal, x))
         cost += min(len(x), FAR_CHAINS) * (1 + len(FAR))
     step, heavy = steps.to(x.device, x.dtype).last, signs.kurtosis or signs.shells
-    base = wider_base(x, log_w, proposal, support, generator, step, heavy=heavy) if signs.why else None
+    base = wider_base(x, log_w, proposal, support, generator, step, heavy=heavy) if signs.any else None
     if base is None:
-        return Beyond(signs.why, std_err, cost)
+        return Beyond(signs.why(support), std_err, cost)
     stages = HEAVY_STAGES if heavy else max(STAGES, len(steps) // TEMPERATURES_PER_STAGE)
     chains = max(FEWEST, round(CHAINS * len(x) * min(1.0, len(steps) / FULL_LENGTH)))
     second = second_opinion(replace(annealing, proposal=base), step, chains, stages, generator)
     error, noise = second.error_of(log_z, std_err), math.hypot(std_err, second.std_err)
     agree = error < MAX_ERROR if heavy else abs(second.log_z - log_z) < max(MAX_DISTANCE, NOISE * noise)  # no for NaN
-    return Beyond("" if agree else signs.why, error, cost + second.gradient_evaluations)
+    return Beyond("" if agree else signs.why(support), error, cost + second.gradient_evaluations)
 
 
 def _covers_the_box(proposal: Density) -> bool:
@@ -119,7 +124,7 @@ def tail_verdict(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.G
         proposal: Where they started.
         generator: Source of the directions.
     """
-    return _signs(x, log_w, proposal, generator).why
+    return _signs(x, log_w, proposal, generator).why()
 
 
 class _Signs(NamedTuple):
@@ -131,8 +136,13 @@ class _Signs(NamedTuple):
     farthest: float
 
     @property
-    def why(self) -> str:
-        return WIDER.format(self.farthest) if self.kurtosis or self.outside or self.shells else ""
+    def any(self) -> bool:
+        return self.kurtosis or self.outside or self.shells
+
+    def why(self, support: Support | None = None) -> str:
+        """What the signs mean and a remedy on that support, in words; empty if there are none."""
+        remedy = REMEDY_IN_BOX if isinstance(support, Box) else REMEDY
+        return WIDER.format(self.farthest, remedy) if self.any else ""
 
 
 def tails_are_alike(energy: Energy, proposal: Density, x: Tensor) -> bool:

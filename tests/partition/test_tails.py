@@ -311,6 +311,24 @@ def test_a_second_run_from_the_recommended_proposal_is_better(seed):
     assert abs(again.log_z) < max(5 * again.std_err, 0.02)
 
 
+def test_the_remedy_in_a_box_works(seed):
+    """Student's t with 2 degrees of freedom, where log Z is 2.976. A Student density has another domain than the box.
+
+    Mutants killed: the remedy of R^D, and to start from the box by itself, which is .5 too low.
+    """
+
+    def energy(x):
+        return 3 * torch.log1p(x.square().sum(1) / 2)
+
+    box = Box(-20, 20, (4,))
+    first = ais(energy, box, proposal=normal(4, 0.7), temperatures=60, num_chains=400, seed=seed)
+    assert "Mixture([Normal.fit(estimate.samples, box=support), support])" in first.why
+    mixture = Mixture([Normal.fit(first.samples, box=box), box])
+    again = ais(energy, box, proposal=mixture, temperatures=100, num_chains=500, seed=seed)
+    assert again.reliable
+    assert abs(again.log_z - 2.976) < 5 * again.std_err < 0.5
+
+
 @pytest.mark.parametrize("dimensions", [1, 5, 30])
 def test_a_fit_to_samples_of_students_density_finds_its_scale(dimensions, seed):
     """With 2 degrees of freedom the covariance is infinite. Kills: matched moments, and precisions without squares."""
