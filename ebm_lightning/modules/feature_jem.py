@@ -18,6 +18,7 @@ from ebm_lightning.modules.fit_to_features import default_trainer, fit_to_featur
 from ebm_lightning.modules.jem import JEM
 from ebm_lightning.modules.loaders import Data
 from ebm_lightning.modules.lr_schedules import OptimizerCallable, configure_optimizers, warmup_and_decay
+from ebm_lightning.modules.network_checkpoints import fill_in_network, leave_out_network
 from ebm_lightning.modules.network_features import FeatureBatch, Layer, NetworkFeatures
 from ebm_lightning.modules.scoring import over_data
 from ebm_lightning.modules.stored_values import StoredValues
@@ -27,8 +28,6 @@ from ebm_lightning.samplers import MALA, Adaptation, ReferenceJumps, Sampler
 from ebm_lightning.supports import ClassGaussians, Euclidean, Support
 
 ADAMW = functools.partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.1)
-NETWORK = "network_features."  # prefix of the network's weights in a checkpoint
-STATES = {"state_dict", "current_model_state"}  # the latter if weights are averaged
 
 
 class FeatureJEM(JEM):
@@ -259,13 +258,11 @@ class FeatureJEM(JEM):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        for name in STATES & checkpoint.keys() if not self.save_network else ():
-            checkpoint[name] = {key: value for key, value in checkpoint[name].items() if not key.startswith(NETWORK)}
+        if not self.save_network:
+            leave_out_network(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = {key: value for key, value in self.state_dict().items() if key.startswith(NETWORK)}
-        for name in STATES & checkpoint.keys():
-            checkpoint[name] = own | dict(checkpoint[name])
+        fill_in_network(checkpoint, self.state_dict())
         super().on_load_checkpoint(checkpoint)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
