@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
-from ebm_lightning.partition.flips import Flips, flip_move
+from ebm_lightning.partition.jumps import Jump, jump_move
 from ebm_lightning.partition.preconditioner import log_width
+from ebm_lightning.partition.scalings import Scaling
 from ebm_lightning.samplers import HMC, NoiseRefresh
 from ebm_lightning.samplers.hmc import Phase, Tempered, hamiltonian_move
 from ebm_lightning.samplers.preconditioner import Turn, TurnedStep
@@ -49,23 +50,23 @@ class Steps:
         sizes: Step size times diagonal preconditioner, shape (T, *shape).
         turns: Matrices that follow it.
         turn_of: Index of each temperature's matrix in ``turns``, shape (T,); -1 for none. None if there are none.
-        flips: Flips that take the place of a move at some temperatures.
-        flips_at: Index of each temperature's flips in ``flips``, shape (T,); -1 for none. None if there are none.
+        jumps: Flips and scalings that take the place of a move at some temperatures.
+        jumps_at: Index of each temperature's jump in ``jumps``, shape (T,); -1 for none. None if there are none.
     """
 
     sizes: Tensor
     turns: tuple[Turn, ...] = ()
     turn_of: Tensor | None = None
-    flips: tuple[Flips, ...] = ()
-    flips_at: Tensor | None = None
+    jumps: tuple[Jump, ...] = ()
+    jumps_at: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, t: int) -> "Move":
-        flips = -1 if self.flips_at is None else int(self.flips_at[t])
-        if flips >= 0:
-            return self.flips[flips]
+        jump = -1 if self.jumps_at is None else int(self.jumps_at[t])
+        if jump >= 0:
+            return self.jumps[jump]
         number = -1 if self.turn_of is None else int(self.turn_of[t])
         return self.sizes[t] if number < 0 else TurnedStep(self.sizes[t], self.turns[number])
 
@@ -73,16 +74,21 @@ class Steps:
         return (self[t] for t in range(len(self)))
 
     @property
+    def scale(self) -> bool:
+        """Whether scalings take the place of some moves."""
+        return any(isinstance(jump, Scaling) for jump in self.jumps)
+
+    @property
     def last(self) -> Tensor | TurnedStep:
-        """Step of the last move, where nothing flips."""
+        """Step of the last move, which is no jump."""
         step = self[len(self) - 1]
-        assert not isinstance(step, Flips)
+        assert isinstance(step, Tensor | TurnedStep)
         return step
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Steps":
         turns = tuple(turn.to(device, dtype) for turn in self.turns)
-        flips = tuple(part.to(device, dtype) for part in self.flips)
-        return Steps(self.sizes.to(device, dtype), turns, self.turn_of, flips, self.flips_at)
+        jumps = tuple(jump.to(device, dtype) for jump in self.jumps)
+        return Steps(self.sizes.to(device, dtype), turns, self.turn_of, jumps, self.jumps_at)
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,8 @@ class AnnealingPath:
     why: str = ""
 
 
-Move = Tensor | TurnedStep | Flips
-"""Step size times preconditioner of one move, or flips in its place."""
+Move = Tensor | TurnedStep | Jump
+"""Step size times preconditioner of one move, or a jump in its place."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +140,9 @@ class Annealing:
     def move(self, target: Tempered, phase: Phase, step: Move, generator: torch.Generator) -> tuple[Phase, Tensor]:
         """One move of the kernel: the chains after it, and which proposals were accepted, shape (N,), bool."""
         assert isinstance(self.kernel, HMC)
-        if isinstance(step, Flips):
-            return flip_move(target, phase, step, self.support, generator)
-        return hamiltonian_move(target, phase, step, self.support, self.kernel, generator)
+        if isinstance(step, Tensor | TurnedStep):
+            return hamiltonian_move(target, phase, step, self.support, self.kernel, generator)
+        return jump_move(target, phase, step, self.support, generator)
 
     def log_width(self, target: Tempered, phase: Phase) -> Tensor:
         """Log of the unit of the step size, broadcastable to x."""
@@ -152,8 +158,8 @@ class Annealing:
 
     def cost(self, steps: Steps) -> int:
         """Evaluations of the energy per chain of all ``steps``, and of the first energy."""
-        flips = 0 if steps.flips_at is None else int((steps.flips_at >= 0).sum())
-        return 1 + (len(steps) - flips) * self.move_cost + flips
+        jumps = 0 if steps.jumps_at is None else int((steps.jumps_at >= 0).sum())
+        return 1 + (len(steps) - jumps) * self.move_cost + jumps
 
     @property
     def keeps_proposal(self) -> bool:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ebm_lightning.partition.jumps import jump_move
 from ebm_lightning.samplers.hmc import Phase, Tempered
-from ebm_lightning.supports import Box, Support
+from ebm_lightning.supports import Support
 
 SEPARATION = 4.0  # Ashman's D of two modes of a component; the halves of a uniform density have 3.5
 FEWEST = 4  # components with two modes; the modes of fewer are so few that chains see all of them
@@ -39,37 +40,13 @@ class Flips:
     def to(self, device: torch.device, dtype: torch.dtype) -> "Flips":
         return Flips(self.index.to(device), self.middle.to(device, dtype), self.number)
 
-    def propose(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Points with some components reflected, shape (N, *shape)."""
+    def propose(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Points with some components reflected, shape (N, *shape); volumes do not change."""
         rows, share = x.flatten(1), min(1.0, self.number / len(self.index))
         flipped = torch.rand((len(x), len(self.index)), generator=generator, device=x.device) < share
         before = rows[:, self.index]
         after = torch.where(flipped, 2 * self.middle - before, before)
-        return rows.index_copy(1, self.index, after).view_as(x)
-
-
-def flip_move(
-    target: Tempered, phase: Phase, flips: Flips, support: Support, generator: torch.Generator
-) -> tuple[Phase, Tensor]:
-    """Propose flips for each chain, and accept or reject them. Momenta stay. Costs one evaluation of the energy.
-
-    Arguments:
-        target: Provides the potential.
-        phase: The chains before the move.
-        flips: What may flip.
-        support: Domain. Flips beyond its walls are rejected.
-        generator: Source of randomness.
-
-    Returns:
-        The chains after the move, and whether each accepted it, shape (N,), bool.
-    """
-    x = flips.propose(phase.x, generator)
-    inside = support.contains(x) if isinstance(support, Box) else torch.ones_like(phase.energy, dtype=torch.bool)
-    proposed = target.at(_where(inside, x, phase.x), phase.v)
-    log_ratio = target.potential(phase) - target.potential(proposed)
-    u = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device, dtype=torch.float64)
-    accepted = inside & (u.log() < log_ratio)  # False where the energy is NaN or infinite
-    return Phase(*(_where(accepted, a, b) for a, b in zip(proposed, phase, strict=True))), accepted
+        return rows.index_copy(1, self.index, after).view_as(x), x.new_zeros(len(x), dtype=torch.float64)
 
 
 def flips_of(x: Tensor, number: float = 1.0) -> Flips | None:
@@ -125,13 +102,9 @@ class FlipFinder:
         if flips is None or len(flips.index) < FEWEST:
             self.found.append(None)
             return phase
-        phase, accepted = flip_move(target, phase, flips, self.support, generator)
+        phase, accepted = jump_move(target, phase, flips, self.support, generator)
         rate = float(accepted.double().mean())
         self.found.append(flips.to(torch.device("cpu"), phase.x.dtype) if rate > WORTHWHILE else None)
         self.evaluations += len(accepted)
         self._number = min(max(1.0, self._number * math.exp(GAIN * (rate - ACCEPTANCE))), float(len(flips.index)))
         return phase
-
-
-def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)

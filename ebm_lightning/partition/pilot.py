@@ -4,7 +4,9 @@ The pilot's chains are separate from those of the estimate. Tuning on the chains
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +14,7 @@ from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Sch
 from ebm_lightning.partition.flips import FlipFinder
 from ebm_lightning.partition.pilot_run import PilotRun
 from ebm_lightning.partition.preconditioner import Scale, change, choose_scale, turns
+from ebm_lightning.partition.scalings import ScalingFinder
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import frozen
 from ebm_lightning.samplers.base import Progress
@@ -19,6 +22,7 @@ from ebm_lightning.samplers.hmc import Phase, Tempered
 from ebm_lightning.samplers.preconditioner import TurnedStep
 from ebm_lightning.samplers.resampling import systematic, take
 
+T = TypeVar("T")
 PILOT_CHAINS = 200
 STAGE_CESS = 0.9  # coarser than the main run: the pilot only maps the path
 STAGE_MOVES = 4
@@ -98,7 +102,8 @@ def run_pilot(
     """Anneal with resampling at every stage. Stops before beta = 1 where a limit would be exceeded."""
     x = annealing.proposal.sample(PILOT_CHAINS, generator=generator)
     target, phase = annealing.begin(x, generator, path_exponent=path_exponent)
-    tuner, finder = _Tuner(annealing, target, phase), FlipFinder(annealing.support)
+    tuner = _Tuner(annealing, target, phase)
+    flips, scalings = FlipFinder(annealing.support), ScalingFinder(annealing.support)
     betas, barrier = [0.0], [0.0]
     for _ in (progress or iter)(range(max_stages)):
         beta = _next_beta(target, phase)
@@ -110,23 +115,29 @@ def run_pilot(
         betas.append(beta)
         phase, target.beta = take(phase, systematic(log_w.softmax(0), generator)), beta
         if not annealing.keeps_proposal:
-            phase = finder.stage(target, phase, generator)
-        phase = tuner.stage(target, phase, generator)
+            phase = scalings.stage(target, flips.stage(target, phase, generator), generator)
+        phase = tuner.stage(target, phase, generator, scalings.compare)
         if beta == 1:
             break
     limit = max_stages if betas[-1] < 1 and len(betas) > max_stages else 0
-    cost = PILOT_CHAINS * (1 + (len(betas) - 1) * STAGE_MOVES * annealing.move_cost) + finder.evaluations
+    cost = PILOT_CHAINS * (1 + (len(betas) - 1) * STAGE_MOVES * annealing.move_cost)
     return PilotRun(
         torch.tensor(betas, dtype=torch.float64),
         torch.stack([tuner.log_steps[min(1, len(betas) - 1)], *tuner.log_steps[1:]]).cpu(),
         torch.tensor(barrier, dtype=torch.float64),
-        cost,
+        cost + flips.evaluations + scalings.evaluations,
         path_exponent,
         tuple(tuner.scales),
         torch.tensor([tuner.turn_of[min(1, len(betas) - 1)], *tuner.turn_of[1:]]),
-        (*finder.found[:1], *finder.found) or (None,) * len(betas),
+        _from_the_start(flips.found, len(betas)),
+        _from_the_start(scalings.found, len(betas)),
         limit,
     )
+
+
+def _from_the_start(of_stage: list[T | None], betas: int) -> tuple[T | None, ...]:
+    """What was found at each stage, and at beta = 0 that of the first stage; None where nothing was searched."""
+    return (*of_stage[:1], *of_stage) or (None,) * betas
 
 
 class _Tuner:
@@ -149,8 +160,14 @@ class _Tuner:
         self.scales: list[Scale] = []
         self.turn_of = [-1]
 
-    def stage(self, target: Tempered, phase: Phase, generator: torch.Generator) -> Phase:
-        """Moves at one beta that adapt the step size to the target acceptance (Robbins & Monro 1951)."""
+    def stage(
+        self, target: Tempered, phase: Phase, generator: torch.Generator, observe: Callable[[Phase, Phase], None]
+    ) -> Phase:
+        """Moves at one beta that adapt the step size to the target acceptance (Robbins & Monro 1951).
+
+        Arguments:
+            observe: Is called with the chains before and after the last move.
+        """
         self._choose_scale(target, phase)
         turn = self.scale.turn
         if turn is not None:
@@ -165,6 +182,7 @@ class _Tuner:
             self.log_step = min(self.log_step, self.annealing.max_log_step)
             if self.turns:
                 self.changes.append(change(before, phase))
+        observe(before, phase)
         self.log_steps.append(self.scale.log_width + self.log_step)
         self.turn_of.append(-1 if turn is None else len(self.scales) - 1)
         return phase

@@ -1,5 +1,6 @@
 """What a pilot run of annealing measured, and the path that follows from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,9 +8,11 @@ from torch import Tensor
 
 from ebm_lightning.partition.annealing_path import AnnealingPath, Schedule, Steps, interpolate, spaced_betas
 from ebm_lightning.partition.flips import Flips
+from ebm_lightning.partition.jumps import Jump
 from ebm_lightning.partition.preconditioner import Scale
+from ebm_lightning.partition.scalings import Scaling
 
-FLIP_EVERY = 4  # temperatures, of which the last one has flips where the pilot run found some
+FLIP_EVERY, SCALE_EVERY = 4, 2  # temperatures: flips at the last of 4, scalings at the first of 2, where there are some
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class PilotRun:
         scales: The distinct preconditioners that turn.
         turn_of: Index in ``scales`` at each beta, shape (S,); -1 for a diagonal preconditioner.
         flips: Of components with two modes, at each beta; None where there are none.
+        scalings: Of all of x, at each beta; None where there are none.
         limit: Number of stages at which the run stopped before beta = 1; 0 if it was complete.
     """
 
@@ -36,6 +40,7 @@ class PilotRun:
     scales: tuple[Scale, ...]
     turn_of: Tensor
     flips: tuple[Flips | None, ...]
+    scalings: tuple[Scaling | None, ...]
     limit: int = 0
 
     def path(self, temperatures: int, schedule: Schedule) -> AnnealingPath:
@@ -48,23 +53,30 @@ class PilotRun:
         mixed = self.turn_of[left] != self.turn_of[right]
         sizes[mixed] = self.log_steps[nearest[mixed]]
         matrices = tuple(turn for scale in self.scales if (turn := scale.turn) is not None)
-        flips, flips_at = self._flips_at(nearest)
-        steps = Steps(sizes.exp(), matrices, self.turn_of[nearest] if matrices else None, flips, flips_at)
+        jumps, jumps_at = self._jumps_at(nearest)
+        steps = Steps(sizes.exp(), matrices, self.turn_of[nearest] if matrices else None, jumps, jumps_at)
         barrier = float(self.barrier[-1])
         return AnnealingPath(betas, steps, self.gradient_evaluations, self.path_exponent, barrier, self._why())
 
-    def _flips_at(self, nearest: Tensor) -> tuple[tuple[Flips, ...], Tensor | None]:
-        """The flips, and which of them take the place of a move at each temperature, but not at the last one.
+    def _jumps_at(self, nearest: Tensor) -> tuple[tuple[Jump, ...], Tensor | None]:
+        """The jumps, and which of them takes the place of the move at each temperature, but not at the last one.
 
         Arguments:
             nearest: Stage of each temperature, shape (T,).
         """
-        found = [stage for stage, flips in enumerate(self.flips) if flips is not None]
-        number = torch.full((len(self.flips),), -1)
-        number[found] = torch.arange(len(found))
-        t = torch.arange(1, len(nearest) + 1)
-        flips_at = torch.where((t % FLIP_EVERY == 0) & (t < len(nearest)), number[nearest], -1)
-        return tuple(flips for flips in self.flips if flips is not None), flips_at if found else None
+        t, jumps = torch.arange(1, len(nearest) + 1), list[Jump]()
+        at = torch.full((len(nearest),), -1)
+        kinds: tuple[tuple[Sequence[Jump | None], Tensor], ...] = (
+            (self.scalings, t % SCALE_EVERY == 1),
+            (self.flips, t % FLIP_EVERY == 0),
+        )
+        for of_stage, here in kinds:
+            found = [stage for stage, jump in enumerate(of_stage) if jump is not None]
+            number = torch.full((len(of_stage),), -1)
+            number[found] = torch.arange(len(jumps), len(jumps) + len(found))
+            at = torch.where(here & (t < len(nearest)), number[nearest], at)
+            jumps += [jump for jump in of_stage if jump is not None]
+        return tuple(jumps), at if jumps else None
 
     def _knots(self) -> tuple[Tensor, Tensor]:
         """Betas and barrier for the spacing. An incomplete run leaves half of the temperatures for the rest."""

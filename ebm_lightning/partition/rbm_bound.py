@@ -30,6 +30,8 @@ MODES = 4  # from which mean field starts in each cell
 Z_SCORE = 4.0
 TOLERANCE = 0.03  # in nats, or as a fraction of Z
 MAX_GAP = 1.0  # nats, between the bound and an estimate without data
+UNVISITED = 0.1  # share of the chains in a phase, relative to what is proven, below which they miss it
+LOOSE = 5.0  # nats by which the bound of a single phase may be too low
 REMEDY = "pass 'data' or 'data_mean', or raise 'temperatures'."
 
 
@@ -77,7 +79,7 @@ def hold_against_bound(
         result,
         std_err=max(result.std_err, abs(below) if bound.exact else below),
         lower=max(result.lower, bound.log_z),
-        why=_contradiction(result, ends, bound) or result.why or ("" if informed else _unproven(result, bound)),
+        why=_contradiction(result, ends, bound) or result.why or ("" if informed else _unproven(result, ends, bound)),
         gradient_evaluations=result.gradient_evaluations + bound.sweeps,
     )
 
@@ -104,14 +106,27 @@ def _missing(result: LogZ, rates: Tensor, log_bound: Tensor) -> float:
     return float(torch.where(missing > tolerance, missing, 0.0).max())
 
 
-def _unproven(result: LogZ, bound: RBMBound) -> str:
+def _unproven(result: LogZ, ends: Tensor, bound: RBMBound) -> str:
     """Why an estimate from base rates that are not those of data is not known to be right; empty if it is."""
-    if bound.log_z >= result.log_z - MAX_GAP:
+    if bound.log_z < result.log_z - MAX_GAP:
+        return (
+            f"Without data, chains may miss whole phases, and the proven lower bound of log Z is {bound.log_z:.3f}, "
+            f"{result.log_z - bound.log_z:.1f} nats below the estimate: pass 'data' or 'data_mean'."
+        )
+    missing = max(_unvisited(result, ends, bound.on), _unvisited(result, 1 - ends, bound.off))
+    if bound.exact or missing * math.exp(LOOSE) < TOLERANCE:
         return ""
     return (
-        f"Without data, chains may miss whole phases, and the proven lower bound of log Z is {bound.log_z:.3f}, "
-        f"{result.log_z - bound.log_z:.1f} nats below the estimate: pass 'data' or 'data_mean'."
+        f"Without data, chains miss a phase that holds at least {100 * missing:.1g} % of the probability, and perhaps "
+        "much more: pass 'data' or 'data_mean'."
     )
+
+
+def _unvisited(result: LogZ, rates: Tensor, log_bound: Tensor) -> float:
+    """Largest fraction of Z that the bound proves where a unit has a state, if chains have at most a tenth of it."""
+    share = ((result.log_weights.to(rates.device) - result.log_z).exp()[:, None] * rates).mean(0)
+    proven = (log_bound - result.log_z).exp()
+    return float(torch.where(share < UNVISITED * proven, proven, 0.0).max())
 
 
 def smaller_layer(rbm: BinaryRBM) -> BinaryRBM:

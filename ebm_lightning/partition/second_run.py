@@ -38,13 +38,13 @@ def wider_base(
     step: Tensor | TurnedStep | None = None,
     *,
     heavy: bool = False,
-) -> Density | None:
+) -> Density:
     """A proposal that covers the weighted ends of the chains: the first one, mixed with densities around them.
 
     One has the mean and covariance of the ends, twice the scale and heavy tails. The others are almost normal: one for
     all ends, and one for each of their clusters. If ``heavy``, there is in their place a density with heavy tails that
-    is fitted to the ends by its likelihood. On a box it is the uniform density, and None if the proposal
-    is uniform already.
+    is fitted to the ends by its likelihood. On a box all are truncated and have independent components, and the uniform
+    density is part of the first one.
 
     Arguments:
         x: Ends of the chains, shape (N, *shape).
@@ -56,7 +56,7 @@ def wider_base(
         heavy: Leave out the almost normal ones. Fitted to chains that missed tails, they would miss them too.
     """
     if isinstance(support, Box):
-        return None if proposal.constant else Box(support.low, support.high, support.shape)
+        return _base_on_box(x, log_w, proposal, Box(support.low, support.high, support.shape), generator)
     mean, scale = _moments(x, log_w, step)
     wide = StudentT(mean, INFLATION * scale, HEAVY_DOF)
     if heavy:
@@ -66,6 +66,26 @@ def wider_base(
     light = [StudentT(mean, scale, LIGHT_DOF), *(StudentT(*_moments(part, None, step), LIGHT_DOF) for part in parts)]
     weights = torch.cat([torch.tensor(PARTS[:3]), PARTS[3] * counts / counts.sum()])
     return Mixture([proposal, wide, *light], weights)
+
+
+def _base_on_box(x: Tensor, log_w: Tensor, proposal: Density, box: Box, generator: torch.Generator) -> Mixture:
+    """The same with walls: independent components, and densities with heavy and with light tails for all parts."""
+    parts = _clusters(x[systematic(log_w.softmax(0), generator)], _moments(x, log_w, None)[1])
+    fits = [
+        StudentT.fit(part, w, dof, inflation, box=box)
+        for part, w in [(x, log_w), *((part, None) for part in parts)]
+        for dof, inflation in ((LIGHT_DOF, 1.0), (HEAVY_DOF, FITTED_INFLATION))
+    ]
+    wide = StudentT(fits[0].mean, INFLATION * fits[0].scale, HEAVY_DOF, box)
+    first = proposal if covers_the_box(proposal) else Mixture([proposal, box])
+    weights = torch.tensor([*PARTS[:2], *[(1 - sum(PARTS[:2])) / len(fits)] * len(fits)])
+    return Mixture([first, wide, *fits], weights)
+
+
+def covers_the_box(proposal: Density) -> bool:
+    """Whether a uniform component reaches all of a box."""
+    components = proposal.components if isinstance(proposal, Mixture) else [proposal]
+    return any(component.constant for component in components)
 
 
 def _clusters(x: Tensor, scale: Tensor) -> list[Tensor]:

@@ -40,7 +40,7 @@ def mean_and_factor(
     std = centered.square().sum(0).clamp(min=1e-12).sqrt()
     if len(mean) > MAX_DIMENSIONS:
         return mean, std
-    p = _matrix(std if step is None else step, x[0])
+    p = _matrix(std.view(x.shape[1:]) if step is None else step, x[0])
     z = torch.linalg.solve(p, centered.T)
     values, vectors = torch.linalg.eigh(z @ z.T)
     root = p @ vectors * _without_noise(values, effective).sqrt()

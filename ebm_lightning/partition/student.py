@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ebm_lightning.checks import check_number
 from ebm_lightning.partition.spread import mean_and_factor
+from ebm_lightning.partition.truncated_student import BetweenWalls
 from ebm_lightning.samplers.preconditioner import TurnedStep
-from ebm_lightning.supports import Density
+from ebm_lightning.supports import Box, Density
 
 EM_STEPS = 10
 RUN_AGAIN = (
@@ -19,7 +20,7 @@ RUN_AGAIN = (
 
 
 class StudentT(Density):
-    r"""The multivariate Student t density on R^D, for models with heavy tails.
+    r"""The multivariate Student t density, for models with heavy tails; truncated to a box if one is given.
 
     .. math:: q_0(x) \propto \left(1 + \tfrac{1}{\nu} |L^{-1} (x - mean)|^2\right)^{-(\nu + D) / 2}
 
@@ -28,12 +29,13 @@ class StudentT(Density):
         scale: Standard deviations of the normal that it approaches for large ``dof``, shape (*shape); or their lower
             triangular factor L over flattened components, shape (D, D).
         dof: Degrees of freedom nu, positive. 1 is Cauchy's density.
+        box: Truncates the density to its walls. ``scale`` then has shape (*shape).
 
     Raises:
-        ValueError: ``scale`` or ``dof`` is not positive.
+        ValueError: ``scale`` or ``dof`` is not positive, or a matrix on a box.
     """
 
-    def __init__(self, mean: Tensor, scale: Tensor, dof: float = 2.0) -> None:
+    def __init__(self, mean: Tensor, scale: Tensor, dof: float = 2.0, box: Box | None = None) -> None:
         check_number("dof", dof, above=0)
         self.mean, self.scale, self.dof = mean.double(), scale.double(), float(dof)
         self.full = scale.shape != mean.shape
@@ -43,6 +45,16 @@ class StudentT(Density):
         self.log_constant = (
             math.lgamma((dof + d) / 2) - math.lgamma(dof / 2) - 0.5 * d * math.log(dof * math.pi)
         ) - float(diagonal.log().sum())
+        self.box = box
+        self._walls = None
+        if box is not None:
+            if self.full:
+                raise ValueError(
+                    f"'scale' should have the shape of 'mean' on a box, {tuple(mean.shape)}, got {tuple(scale.shape)}. "
+                    "Use the standard deviation of each component."
+                )
+            self._walls = BetweenWalls(self.mean, self.scale, self.dof, box)
+            self.log_constant -= self._walls.log_mass
 
     @classmethod
     def fit(
@@ -52,11 +64,12 @@ class StudentT(Density):
         dof: float = 2.0,
         inflation: float = 1.0,
         step: Tensor | TurnedStep | None = None,
+        box: Box | None = None,
     ) -> "StudentT":
         """Mean and scale of the largest likelihood, which a few distant points hardly change.
 
-        The scale is a full matrix up to 1024 dimensions. Too few points are regularized as in
-        :func:`~ebm_lightning.partition.spread.mean_and_factor`.
+        The scale is a full matrix up to 1024 dimensions, and one number per component on a box. Too few points are
+        regularized as in :func:`~ebm_lightning.partition.spread.mean_and_factor`.
 
         References:
             Liu, Rubin & Wu, Parameter expansion to accelerate EM: the PX-EM algorithm, 1998.
@@ -68,6 +81,7 @@ class StudentT(Density):
             dof: Degrees of freedom.
             inflation: Multiplies the scale.
             step: Preconditioner of the model, which is used for the regularization.
+            box: Truncates the density to its walls. The fit does not account for what is beyond them.
         """
         check_number("dof", dof, above=0)
         check_number("inflation", inflation, above=0)
@@ -79,7 +93,10 @@ class StudentT(Density):
             scale = factor if factor.ndim == 2 else factor.view(shape)
             density = cls(mean.view(shape), scale, dof)
             log_u = math.log(dof + rows.shape[1]) - (dof + density.squared_distance(x)).log()
-        return cls(density.mean, inflation * density.scale, dof)
+        scale = density.scale
+        if box is not None and density.full:
+            scale = scale.square().sum(1).sqrt().view(shape)
+        return cls(density.mean, inflation * scale, dof, box)
 
     def squared_distance(self, x: Tensor) -> Tensor:
         """|L^-1 (x - mean)|^2, shape (N,), float64."""
@@ -103,6 +120,8 @@ class StudentT(Density):
         if device is None:
             device = "cpu" if generator is None else generator.device
         d = self.mean.numel()
+        if self._walls is not None:
+            return self._walls.sample(n, torch.device(device), generator)
         z = torch.randn((n, d), generator=generator, device=device, dtype=torch.float64)
         half = torch.full((n, 1), self.dof / 2, device=device, dtype=torch.float64)
         chi_square = 2 * torch._standard_gamma(half, generator=generator)

@@ -20,7 +20,7 @@ from ebm_lightning.energies import Energy
 from ebm_lightning.partition.annealing_path import Annealing, Steps
 from ebm_lightning.partition.mixture import Mixture
 from ebm_lightning.partition.scaled_copies import missed_shells
-from ebm_lightning.partition.second_run import second_opinion, wider_base
+from ebm_lightning.partition.second_run import covers_the_box, second_opinion, wider_base
 from ebm_lightning.partition.student import RUN_AGAIN
 from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.samplers import frozen
@@ -35,6 +35,7 @@ CHAINS, FULL_LENGTH, FEWEST = 1.75, 250, 200  # times as many chains as the firs
 ALIKE = 100.0  # nats by which the log ratio of model and proposal varies where their tails are alike
 FAR, FAR_CHAINS = (30.0, 100.0), 250  # times the distance from their mean, of so many chains
 SHELLS = 3.0  # spread of the distances from the center, relative to a normal distribution
+BOX_STAGES, BOX_CHAINS = 9, 1.25  # the same on a box
 HEAVY_STAGES, MAX_ERROR = 3, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
 MAX_DISTANCE, NOISE = 0.15, 2.0  # two runs agree within 0.15 nat or 2 standard errors of their difference
 WIDER = (
@@ -43,9 +44,10 @@ WIDER = (
 )
 REMEDY = f"{RUN_AGAIN}, or is wider."
 REMEDY_IN_BOX = (
-    "Run it again with proposal=Mixture([Normal.fit(estimate.samples, box=support), support]), both of "
-    "ebm_lightning.partition."
+    "Run it again with proposal=Mixture([StudentT.fit(estimate.samples, estimate.log_weights, box=support), support]), "
+    "both of ebm_lightning.partition."
 )
+NARROW = f"The model is much narrower than its box, and a second run does not confirm the estimate. {REMEDY_IN_BOX}"
 
 
 class Beyond(NamedTuple):
@@ -86,28 +88,27 @@ def beyond_the_chains(
     if not missed:
         missed, copies = missed_shells(energy, support, x, log_w)
         cost += copies
-    if missed or _covers_the_box(proposal):
-        return Beyond(missed, std_err, cost)
-    signs = _signs(x, log_w, proposal, generator)
-    if signs.kurtosis and not isinstance(support, Box):
-        signs = signs._replace(kurtosis=not tails_are_alike(energy, proposal, x))
-        cost += min(len(x), FAR_CHAINS) * (1 + len(FAR))
-    step, heavy = steps.to(x.device, x.dtype).last, signs.kurtosis or signs.shells
-    base = wider_base(x, log_w, proposal, support, generator, step, heavy=heavy) if signs.any else None
-    if base is None:
-        return Beyond(signs.why(support), std_err, cost)
-    stages = HEAVY_STAGES if heavy else max(STAGES, len(steps) // TEMPERATURES_PER_STAGE)
-    chains = max(FEWEST, round(CHAINS * len(x) * min(1.0, len(steps) / FULL_LENGTH)))
+    heavy, why = False, missed
+    if not missed and covers_the_box(proposal):
+        why = NARROW if steps.scale else ""
+    elif not missed:
+        signs = _signs(x, log_w, proposal, generator)
+        if signs.kurtosis and not isinstance(support, Box):
+            signs = signs._replace(kurtosis=not tails_are_alike(energy, proposal, x))
+            cost += min(len(x), FAR_CHAINS) * (1 + len(FAR))
+        heavy, why = signs.kurtosis or signs.shells, signs.why(support)
+    if missed or not why:
+        return Beyond(why, std_err, cost)
+    step = steps.to(x.device, x.dtype).last
+    base = wider_base(x, log_w, proposal, support, generator, step, heavy=heavy)
+    stages, chains = HEAVY_STAGES if heavy else max(STAGES, len(steps) // TEMPERATURES_PER_STAGE), CHAINS
+    if isinstance(support, Box):
+        stages, chains = BOX_STAGES, BOX_CHAINS
+    chains = max(FEWEST, round(chains * len(x) * min(1.0, len(steps) / FULL_LENGTH)))
     second = second_opinion(replace(annealing, proposal=base), step, chains, stages, generator)
     error, noise = second.error_of(log_z, std_err), math.hypot(std_err, second.std_err)
     agree = error < MAX_ERROR if heavy else abs(second.log_z - log_z) < max(MAX_DISTANCE, NOISE * noise)  # no for NaN
-    return Beyond("" if agree else signs.why(support), error, cost + second.gradient_evaluations)
-
-
-def _covers_the_box(proposal: Density) -> bool:
-    """Whether a uniform component reaches all of a box, whose walls leave no room for heavy tails."""
-    components = proposal.components if isinstance(proposal, Mixture) else [proposal]
-    return any(component.constant for component in components)
+    return Beyond("" if agree else why, error, cost + second.gradient_evaluations)
 
 
 def tail_verdict(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.Generator) -> str:

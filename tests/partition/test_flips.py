@@ -14,7 +14,8 @@ from torch import Tensor
 from ebm_lightning.energies import JointEnergy, MixtureLogits
 from ebm_lightning.partition import Normal, ais, reverse_ais
 from ebm_lightning.partition.annealing_path import Annealing
-from ebm_lightning.partition.flips import FlipFinder, Flips, flip_move, flips_of
+from ebm_lightning.partition.flips import FlipFinder, Flips, flips_of
+from ebm_lightning.partition.jumps import jump_move
 from ebm_lightning.partition.pilot import tune_path
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC, HMC
@@ -57,7 +58,7 @@ def test_flips_keep_exact_samples_exact(middle, number, seed):
     phase = target.at(samples(n, rng), torch.randn(n, 2, generator=rng))
     exact, accepted = samples(400_000, make_generator(seed, "exact")), torch.zeros(n, dtype=torch.bool)
     for _ in range(4):
-        phase, moved = flip_move(target, phase, flips, PLANE, rng)
+        phase, moved = jump_move(target, phase, flips, PLANE, rng)
         accepted |= moved
     assert accepted.double().mean() > 0.2
     torch.testing.assert_close(phase.energy, MIXTURE(phase.x).double().detach(), atol=1e-4, rtol=0)
@@ -71,7 +72,7 @@ def test_flips_beyond_a_wall_are_rejected(seed):
     rng, box = make_generator(seed), Box(-1, 1, (2,))
     target = Tempered(lambda x: 0 * x.sum(1))
     phase = target.at(2 * torch.rand(500, 2, generator=rng) - 1, torch.zeros(500, 2))
-    end, accepted = flip_move(target, phase, Flips(torch.tensor([0]), torch.tensor([0.5])), box, rng)
+    end, accepted = jump_move(target, phase, Flips(torch.tensor([0]), torch.tensor([0.5])), box, rng)
     assert torch.equal(accepted, phase.x[:, 0] >= 0)
     assert box.contains(end.x).all()
 
@@ -106,7 +107,7 @@ def test_the_number_of_flips_at_once_is_tuned(seed):
 def test_every_well_flips(seed):
     """256 modes. Without flips the share of each side stays what it was at a high temperature."""
     annealing = Annealing(lambda x: wells(x[:, ::2]) + x[:, 1::2].square().sum(1), Euclidean((16,)), normal(16), GHMC())
-    flips = tune_path(annealing, 100, "adaptive", seed, CPU).steps.flips[-1]
+    flips = tune_path(annealing, 100, "adaptive", seed, CPU).steps.jumps[-1]
     assert flips.index.tolist() == list(range(0, 16, 2))
     assert flips.middle.abs().max() < 0.5
     assert 1 <= flips.number < 8
@@ -120,7 +121,7 @@ def test_every_well_flips(seed):
 
 def test_weights_are_unbiased_with_flips(seed):
     space, settings = Euclidean((4,)), {"proposal": normal(4, 1.5), "temperatures": 24}
-    assert tune_path(Annealing(wells, space, normal(4, 1.5), GHMC()), 24, "adaptive", seed, CPU).steps.flips
+    assert tune_path(Annealing(wells, space, normal(4, 1.5), GHMC()), 24, "adaptive", seed, CPU).steps.jumps
     truth, rng = 4 * log_z_of_a_well(), make_generator(seed, "exact")
     forward = ais(wells, space, num_chains=2400, chunk_size=20, generator=make_generator(seed), **settings)
     assert z_score((forward.log_weights.view(120, 20) - truth).exp().mean(1), 1.0) < 5
@@ -132,7 +133,7 @@ def test_weights_are_unbiased_with_flips(seed):
 
 def test_a_few_components_with_two_modes_do_not_flip(seed):
     annealing = Annealing(MIXTURE, PLANE, normal(2, 3.0), GHMC())
-    assert tune_path(annealing, 24, "adaptive", seed, CPU).steps.flips_at is None
+    assert tune_path(annealing, 24, "adaptive", seed, CPU).steps.jumps_at is None
 
 
 def test_one_move_in_four_flips_but_not_the_last(seed):
@@ -148,4 +149,4 @@ def test_one_move_in_four_flips_but_not_the_last(seed):
 
 def test_one_mode_has_no_flips(seed):
     annealing = Annealing(lambda x: x.square().sum(1), Euclidean((4,)), normal(4), GHMC())
-    assert tune_path(annealing, 40, "adaptive", seed, CPU).steps.flips_at is None
+    assert tune_path(annealing, 40, "adaptive", seed, CPU).steps.jumps_at is None

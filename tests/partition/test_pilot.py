@@ -122,7 +122,7 @@ def test_a_pilot_has_a_limit_and_says_so(seed, monkeypatch):
 
     path = tune_path(annealing, 2, "adaptive", seed, CPU, progress)
     assert stages == list(range(6))  # one pilot: a second cannot help
-    assert path.gradient_evaluations == 200 * (1 + 6 * 4)
+    assert path.gradient_evaluations == 200 * (1 + 6 * (4 + 1))  # 4 moves and a scaling at each stage
     assert "in 6 stages" in path.why
     assert "raise 'temperatures'" in path.why
     assert len(path.steps) == 2

@@ -1,11 +1,11 @@
 """Mass that no chain visited shows in the ends of the chains.
 
 Mutants killed: kurtosis of unweighted ends, a reach without kurtosis (far modes), kurtosis without reach, widths across
-the valley left out of its mass, a second opinion that always or never agrees, a wrong constant of Student's
-density, and the transpose of its scale.
+the valley left out of its mass, a second opinion that always or never agrees.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ from torch import Tensor
 from ebm_lightning.energies import Energy
 from ebm_lightning.partition import Mixture, Normal, ais
 from ebm_lightning.partition.annealing_path import Annealing, Steps
-from ebm_lightning.partition.second_run import SecondOpinion, second_opinion, wider_base
+from ebm_lightning.partition.scalings import Scaling
+from ebm_lightning.partition.second_run import SecondOpinion, covers_the_box, second_opinion, wider_base
 from ebm_lightning.partition.student import StudentT
-from ebm_lightning.partition.tails import beyond_the_chains, tail_verdict, tails_are_alike
+from ebm_lightning.partition.tails import Beyond, beyond_the_chains, tail_verdict, tails_are_alike
 from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC
 from ebm_lightning.supports import Box, ClassGaussians, Euclidean
-from tests.conftest import gaussian_z, z_score
 
 N = 1000
 EQUAL = torch.zeros(N, dtype=torch.float64)
@@ -253,41 +253,37 @@ def test_wider_bases_stay_on_the_domain(seed):
     box = Box(-1, 1, (3,))
     x = box.sample(N, generator=make_generator(seed, "x"))
     generator = make_generator(seed, "base")
-    assert wider_base(x, EQUAL, box, box, generator) is None
-    base = wider_base(x, EQUAL, Normal(torch.zeros(3), torch.ones(3), box), box, generator)
-    assert base is not None
-    assert base.constant
+    for proposal in (box, Normal(torch.zeros(3), torch.ones(3), box)):
+        base = wider_base(x, EQUAL, proposal, box, generator)
+        assert covers_the_box(base.components[0])
+        assert base.box is not None
+        assert box.contains(base.sample(N, generator=generator)).all()
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_student_t_samples_follow_its_density(full, seed):
-    """E[q / p] = 1 for a normal q, and the square of L^-1 (x - mean) scaled to a normal's has its moments."""
-    mean, scale = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
-    if full:
-        scale = torch.tensor([[0.5, 0.0], [1.0, 2.0]])
-    density = StudentT(mean, scale, 3.0)
-    x = density.sample(100_000, generator=make_generator(seed, "x"))
-    factor = scale if full else scale.diag()
-    gaussian = torch.distributions.MultivariateNormal(mean.double(), scale_tril=factor.double())
-    assert z_score((gaussian.log_prob(x.double()) - density.log_prob(x)).exp(), 1.0) < 5
-    t = torch.linalg.solve(factor, (x - mean).T).T
-    u = torch.distributions.StudentT(3.0)
-    assert z_score((t[:, 0].abs() < 1.0).double(), float(_cdf(u, 1.0))) < 5
-    large = StudentT(torch.zeros(1), torch.ones(1), 1e7).sample(100_000, generator=make_generator(seed, "normal"))
-    assert gaussian_z(large[:, 0], 0.0, 1.0) < 5
+def box_run(box: Box, log_z: float, steps: Steps, seed: int) -> Beyond:
+    """The verdict on an estimate ``log_z`` for two Student densities in a box, with exact ends of chains."""
+    rng = make_generator(seed, "box")
+    parts = [StudentT(torch.full((4,), center), torch.ones(4), 2.0, box) for center in (-6.0, 0.0)]
+    density = Mixture(parts, torch.tensor([0.3, 0.7]))
+    annealing = Annealing(lambda x: -density.log_prob(x), box, box, GHMC())
+    x = density.sample(N, generator=rng)
+    return beyond_the_chains(annealing, steps, x, EQUAL, log_z, 0.02, make_generator(seed, "beyond"))
 
 
-def _cdf(density, bound: float) -> Tensor:
-    """P(|t| < bound) by the trapezoidal rule."""
-    grid = torch.linspace(-bound, bound, 2001, dtype=torch.float64)
-    return torch.trapezoid(density.log_prob(grid).exp(), grid)
+def test_a_second_run_decides_about_a_model_much_narrower_than_its_box(seed):
+    """4 of 6 runs were reliable and .2 to .5 nats too low, and up to 4.4 in ten dimensions.
 
-
-def test_student_t_checks_its_arguments():
-    with pytest.raises(ValueError, match="'dof' should be positive, got"):
-        StudentT(torch.zeros(2), torch.ones(2), 0.0)
-    with pytest.raises(ValueError, match="'scale' should be positive, got"):
-        StudentT(torch.zeros(2), -torch.ones(2), 2.0)
+    Kills: no second run on a box, a base of the uniform density alone, one without walls.
+    """
+    box = Box(-20, 20, (4,))
+    steps = replace(plain_steps(4), jumps=(Scaling(torch.zeros(4), 1.0),))
+    right, low = (box_run(box, log_z, steps, seed) for log_z in (0.0, -0.3))
+    assert right.why == ""
+    assert 0.02 <= right.std_err < 0.12
+    assert "StudentT.fit(estimate.samples, estimate.log_weights, box=support)" in low.why
+    assert right.gradient_evaluations < 0.15 * 250 * N
+    plain = box_run(box, -0.3, plain_steps(4), seed)  # without scalings the model is not much narrower
+    assert (plain.why, plain.gradient_evaluations) == ("", 0)
 
 
 def test_a_second_run_for_heavy_tails_is_not_fitted_to_the_ends(seed):
@@ -312,37 +308,19 @@ def test_a_second_run_from_the_recommended_proposal_is_better(seed):
 
 
 def test_the_remedy_in_a_box_works(seed):
-    """Student's t with 2 degrees of freedom, where log Z is 2.976. A Student density has another domain than the box.
+    """Student's t with 3 degrees of freedom in ten dimensions, from the uniform density: 1 nat too low at this length.
 
-    Mutants killed: the remedy of R^D, and to start from the box by itself, which is .5 too low.
+    Mutants killed: the remedy of R^D, and a fit without log weights.
     """
-
-    def energy(x):
-        return 3 * torch.log1p(x.square().sum(1) / 2)
-
-    box = Box(-20, 20, (4,))
-    first = ais(energy, box, proposal=normal(4, 0.7), temperatures=60, num_chains=400, seed=seed)
-    assert "Mixture([Normal.fit(estimate.samples, box=support), support])" in first.why
-    mixture = Mixture([Normal.fit(first.samples, box=box), box])
-    again = ais(energy, box, proposal=mixture, temperatures=100, num_chains=500, seed=seed)
+    box = Box(-50, 50, (10,))
+    density = StudentT(torch.zeros(10), torch.ones(10), 3.0, box)
+    few = {"temperatures": 60, "num_chains": 400, "seed": seed}
+    first = ais(lambda x: -density.log_prob(x), box, **few)
+    assert not first.reliable
+    mixture = Mixture([StudentT.fit(first.samples, first.log_weights, box=box), box])
+    again = ais(lambda x: -density.log_prob(x), box, proposal=mixture, **few)
     assert again.reliable
-    assert abs(again.log_z - 2.976) < 5 * again.std_err < 0.5
-
-
-@pytest.mark.parametrize("dimensions", [1, 5, 30])
-def test_a_fit_to_samples_of_students_density_finds_its_scale(dimensions, seed):
-    """With 2 degrees of freedom the covariance is infinite. Kills: matched moments, and precisions without squares."""
-    rng, dof, n = make_generator(seed, "scale"), 2.0, 4000
-    root = torch.linalg.cholesky(torch.eye(dimensions, dtype=torch.float64) + 0.5)
-    mean = torch.arange(dimensions).double()
-    x = StudentT(mean, root, dof).sample(n, generator=rng)
-    log_w = torch.where(torch.rand(n, generator=rng) < 0.5, 0.0, -math.inf)  # half of the points count
-    fitted = StudentT.fit(x, log_w, dof)
-    assert (fitted.mean - mean).abs().max() < 5 * 1.3 * math.sqrt(2 * (dof + 3) / n)
-    ratio = torch.linalg.eigvalsh(torch.linalg.solve(root, torch.linalg.solve(root, fitted.scale @ fitted.scale.T).T))
-    assert (ratio.log().mean() / 2).abs() < 5 * math.sqrt(2 / n) * 2
-    assert ratio.min() > 0.6
-    assert ratio.max() < 1.6
+    assert abs(again.log_z) < max(5 * again.std_err, 0.05) < 0.6
 
 
 def test_ends_are_compared_with_their_class(seed):

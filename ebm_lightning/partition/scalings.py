@@ -1,0 +1,84 @@
+"""Scalings: Metropolis moves that multiply the distance of a chain from a center by a random factor.
+
+Under heavy tails, and in a box that is much larger than the model, local moves need very many steps from the center to
+where the tails end. A scaling gets there in one.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebm_lightning.partition.jumps import jump_move, weight_change
+from ebm_lightning.samplers.hmc import Phase, Tempered
+from ebm_lightning.supports import Support
+
+ACCEPTANCE, GAIN = 0.4, 2.0  # for which the spread of the factors is tuned
+LARGEST = 3.0  # spread of their logarithm
+LEAST_ACCEPTED = 0.08  # at a stage, below which it has no scalings
+WORTHWHILE = 0.52  # change of the weights by a scaling, relative to a move of the kernel, below which a run has none
+
+
+@dataclass(frozen=True)
+class Scaling:
+    r"""x' = c + s (x - c), where log s is normal with mean 0.
+
+    Arguments:
+        center: c, shape (D,).
+        spread: Standard deviation of log s.
+
+    References:
+        Liu & Sabatti, Generalised Gibbs sampler and multigrid Monte Carlo for Bayesian computation, 2000.
+        https://doi.org/10.1093/biomet/87.2.353
+    """
+
+    center: Tensor
+    spread: float
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Scaling":
+        return Scaling(self.center.to(device, dtype), self.spread)
+
+    def propose(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Scaled points, shape (N, *shape), and D log s, shape (N,)."""
+        log_s = self.spread * torch.randn(len(x), generator=generator, device=x.device, dtype=torch.float64)
+        rows = self.center + log_s.exp().to(x.dtype)[:, None] * (x.flatten(1) - self.center)
+        return rows.view_as(x), len(self.center) * log_s
+
+
+class ScalingFinder:
+    """Tries scalings of the chains of a pilot run around their median, and tunes their spread stage by stage.
+
+    Attributes:
+        evaluations: Of the energy.
+    """
+
+    def __init__(self, support: Support) -> None:
+        self.support = support
+        self.evaluations = 0
+        self._stages: list[Scaling | None] = []
+        self._spread = 0.0
+        self._change = self._local_change = 0.0
+
+    @property
+    def found(self) -> list[Scaling | None]:
+        """The scalings of each stage; only None where they change weights much less than a move of the kernel."""
+        worthwhile = self._change >= WORTHWHILE * self._local_change
+        return [scaling if worthwhile else None for scaling in self._stages]
+
+    def stage(self, target: Tempered, phase: Phase, generator: torch.Generator) -> Phase:
+        """Scalings at one beta, and the chains after them."""
+        rows = phase.x.flatten(1)
+        self._spread = self._spread or math.sqrt(2 / rows.shape[1])
+        scaling, before = Scaling(rows.median(0).values, self._spread), phase
+        phase, accepted = jump_move(target, phase, scaling, self.support, generator)
+        rate = float(accepted.double().mean())
+        self.evaluations += len(accepted)
+        self._change += weight_change(before, phase)
+        self._stages.append(scaling.to(torch.device("cpu"), phase.x.dtype) if rate > LEAST_ACCEPTED else None)
+        self._spread = min(self._spread * math.exp(GAIN * (rate - ACCEPTANCE)), LARGEST)
+        return phase
+
+    def compare(self, before: Phase, after: Phase) -> None:
+        """Note how much a move of the kernel changed weights at this stage."""
+        self._local_change += weight_change(before, after)
