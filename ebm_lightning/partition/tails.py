@@ -84,7 +84,7 @@ def beyond_the_chains(
         generator: Source of randomness.
     """
     energy, support, proposal = annealing.energy, annealing.support, annealing.proposal
-    missed, cost = valley_verdict(energy, support, proposal, x, log_w, generator)
+    missed, cost = valley_verdict(energy, support, proposal, x, log_w, generator, log_z)
     if not missed:
         missed, copies = missed_shells(energy, support, x, log_w)
         cost += copies

@@ -1,5 +1,6 @@
 """Follow the valleys of an energy outward from where chains ended, and see whether mass lies beyond them."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ STEPS = 60
 STRIDE = 0.1  # relative to the distance from the center
 BEYOND = 3.0  # times as far as any chain
 MASS_LOST = 2.0  # nats, per unit of log distance
+LEAST = 2e-3  # share of Z in one valley, per unit of log distance
 CLIMB = 3.0  # nats that one step may rise
 NEWTON_STEPS = 3
 HELD_BEYOND = (
@@ -27,7 +29,13 @@ HELD_BEYOND = (
 
 
 def valley_verdict(
-    energy: Energy, support: Support, proposal: Density, x: Tensor, log_w: Tensor, generator: torch.Generator
+    energy: Energy,
+    support: Support,
+    proposal: Density,
+    x: Tensor,
+    log_w: Tensor,
+    generator: torch.Generator,
+    log_z: float,
 ) -> tuple[str, int]:
     r"""Why mass lies in a valley beyond all chains, empty without a sign of that; and the evaluations it took.
 
@@ -36,14 +44,15 @@ def valley_verdict(
 
     .. math:: \log M(r) = -E + \log r + \sum_i \log s_i
 
-    A valley counts if log M three times as far out as the farthest chain is at most 2 nats below log M near the chains.
-    Only in 2 to 32 dimensions of R^D; elsewhere the sentence is empty.
+    A valley counts if log M three times as far out as the farthest chain is at most 2 nats below log M near the chains,
+    and the mass there is .2 % of Z or more. In 2 to 32 dimensions of R^D; elsewhere the sentence is empty.
 
     Arguments:
         energy, support, proposal: Of the run.
         x: Ends of the chains, shape (N, *shape).
         log_w: Their log weights, shape (N,).
         generator: Picks the ends at which to start.
+        log_z: The estimate.
     """
     dimensions = x[0].numel()
     if isinstance(support, Box) or not 2 <= dimensions <= MAX_DIMENSIONS:
@@ -56,14 +65,15 @@ def valley_verdict(
         reach = float(z.norm(dim=1).max())
         starts = z[z.norm(dim=1).argsort(descending=True)[:: len(z) // STARTS]]
         far = BEYOND * max(reach, 1.0)
+        least = math.log(LEAST) + log_z - float(space.std.log().sum()) - 0.5 * (dimensions - 1) * math.log(2 * math.pi)
         for start in starts:
-            beyond = _follow(space, start, 1.0, far) or _follow(space, start, -1.0, far)
+            beyond = _follow(space, start, 1.0, far, least) or _follow(space, start, -1.0, far, least)
             if beyond:
                 return HELD_BEYOND.format(beyond), space.evaluations
         return "", space.evaluations
 
 
-def _follow(space: StandardizedEnergy, z: Tensor, sign: float, far: float) -> float:
+def _follow(space: StandardizedEnergy, z: Tensor, sign: float, far: float, least: float) -> float:
     """Distance beyond ``far`` at which the valley through ``z`` still holds mass; 0 if it does not get there."""
     here = _floor(space, z, None)
     here = here._replace(direction=sign * here.direction)
@@ -78,7 +88,7 @@ def _follow(space: StandardizedEnergy, z: Tensor, sign: float, far: float) -> fl
             continue
         here, stride = there, min(1.3 * stride, 3 * STRIDE)
         most = max(most, here.log_mass)
-        if here.log_mass < most - MASS_LOST:
+        if here.log_mass < max(most - MASS_LOST, least):
             return 0.0
         if here.z.norm() > far:
             return float(here.z.norm())
