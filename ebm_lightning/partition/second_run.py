@@ -60,7 +60,9 @@ def wider_base(
     mean, scale = _moments(x, log_w, step)
     wide = StudentT(mean, INFLATION * scale, HEAVY_DOF)
     if heavy:
-        return Mixture([proposal, wide, StudentT.fit(x, log_w, HEAVY_DOF, FITTED_INFLATION, step)])
+        fitted = StudentT.fit(x, log_w, HEAVY_DOF, 1.0, step)
+        inflated = StudentT(fitted.mean, FITTED_INFLATION * fitted.scale, HEAVY_DOF)
+        return Mixture([proposal, wide, inflated, fitted.with_likeliest_tails(x, log_w)])
     parts = _clusters(x[systematic(log_w.softmax(0), generator)], scale)
     counts = torch.tensor([float(len(part)) for part in parts])
     light = [StudentT(mean, scale, LIGHT_DOF), *(StudentT(*_moments(part, None, step), LIGHT_DOF) for part in parts)]

@@ -12,6 +12,7 @@ from ebm_lightning.samplers.preconditioner import TurnedStep
 from ebm_lightning.supports import Box, Density
 
 EM_STEPS = 10
+TAILS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # degrees of freedom that are compared
 RUN_AGAIN = (
     "Run it again with a 'proposal' that is fitted to this run, StudentT.fit(estimate.samples, estimate.log_weights) "
     "in ebm_lightning.partition"
@@ -97,6 +98,26 @@ class StudentT(Density):
         if box is not None and density.full:
             scale = scale.square().sum(1).sqrt().view(shape)
         return cls(density.mean, inflation * scale, dof, box)
+
+    def with_likeliest_tails(self, x: Tensor, log_w: Tensor | None = None) -> "StudentT":
+        """The density of the same shape whose degrees of freedom and size have the largest likelihood, on a grid.
+
+        Arguments:
+            x: Points, shape (N, *shape).
+            log_w: Log weight of each, shape (N,); equal by default.
+        """
+        d = self.mean.numel()
+        w = (x.new_zeros(len(x)) if log_w is None else log_w).double().to(x.device).softmax(0)
+        squared, sizes = self.squared_distance(x)[:, None], torch.logspace(-0.5, 0.5, 41, dtype=torch.float64)
+        best, likeliest = -math.inf, (1.0, self.dof)
+        for dof in TAILS:
+            distance = squared / (sizes.to(x.device).square() * dof)
+            constant = math.lgamma((dof + d) / 2) - math.lgamma(dof / 2) - 0.5 * d * math.log(dof)
+            log_p = constant - d * sizes.log().to(x.device) - 0.5 * (dof + d) * (w @ distance.log1p())
+            if float(log_p.max()) > best:
+                best, likeliest = float(log_p.max()), (float(sizes[log_p.argmax()]), dof)
+        size, dof = likeliest
+        return StudentT(self.mean, size * self.scale, dof, self.box)
 
     def squared_distance(self, x: Tensor) -> Tensor:
         """|L^-1 (x - mean)|^2, shape (N,), float64."""

@@ -2,8 +2,8 @@
 
 All targets have a known log Z. A run is "reliable and wrong" if the library calls it reliable and its distance from the
 truth is more than max(4 standard errors, .05 nat). That should never happen. If Z is infinite, no answer is right.
-``--random 60 --first_seed 1000`` runs random targets of six kinds instead, one per seed, and with ``--targets '[tails
-in many dimensions]'`` those of a seventh.
+``--random 60 --first_seed 1000`` runs random targets of seven kinds instead, one per seed, and with ``--targets '[tails
+in many dimensions]'`` those of an eighth.
 """
 
 import math
@@ -25,8 +25,8 @@ from targets import Budget, Target, compute, contradict, laplace, normal
 from tqdm import tqdm
 
 from ebm_lightning import LogZ
-from ebm_lightning.partition import Normal, StudentT
-from ebm_lightning.supports import Box, Euclidean
+from ebm_lightning.partition import Mixture, Normal, StudentT
+from ebm_lightning.supports import Box, Density, Euclidean, Support
 
 HEADER = (
     *("target", "truth", "runs", "mean error", "RMSE", "stated error", "coverage", "reliable", "reliable and wrong"),
@@ -159,8 +159,7 @@ def outcome(name: str, target: Target, seed: int, budget: Budget, again: bool = 
     try:
         result = target.run(seed, budget)
         if again and "StudentT.fit(estimate" in result.why:
-            fitted = StudentT.fit(result.samples, result.log_weights)
-            result = replace(target, proposal=fitted).run(seed, budget)
+            result = replace(target, proposal=recommended(target.support, result)).run(seed, budget)
     except ValueError as error:
         result = LogZ(math.nan, math.nan, why=str(error))
     seconds, truth = time.perf_counter() - start, target.truth
@@ -171,6 +170,13 @@ def outcome(name: str, target: Target, seed: int, budget: Budget, again: bool = 
         *(name, seed, truth, result.log_z, result.std_err, covered, result.reliable, wrong, result.why),
         *(result.gradient_evaluations, seconds),
     )
+
+
+def recommended(support: Support, result: LogZ) -> Density:
+    """The proposal that ``why`` recommends for a second run."""
+    if not isinstance(support, Box):
+        return StudentT.fit(result.samples, result.log_weights)
+    return Mixture([StudentT.fit(result.samples, result.log_weights, box=support), support])
 
 
 def is_wrong(result: LogZ, truth: float) -> bool:

@@ -1,4 +1,4 @@
-"""Random targets with known log Z, one per seed: mixtures, funnels, Student tails, valleys, spikes and RBMs.
+"""Random targets with known log Z, one per seed: mixtures, funnels, Student tails, valleys, spikes, RBMs and boxes.
 
 The seeds take turns with these kinds. One more kind, tails in many dimensions, has to be asked for.
 """
@@ -10,11 +10,12 @@ from adversarial_targets import on_space
 from known_energies import Funnel, Shells, Spikes, Student, Valley, mixture, mixture_samples, two_phases
 from targets import Target, anneal_rbm, normal
 
+from ebm_lightning.partition import Mixture, StudentT
 from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box
 
 DATA = 300  # samples, where a target comes with data
-KINDS = ("mixture", "funnel", "student", "valley", "spikes", "two-phase RBM")
+KINDS = ("mixture", "funnel", "student", "valley", "spikes", "two-phase RBM", "peaks in a box")
 MANY_DIMENSIONS = "tails in many dimensions"
 
 
@@ -46,7 +47,7 @@ def kind_of(seed: int) -> str:
 
 def random_target(seed: int, kind: str | None = None) -> Target:
     """The target of this seed, by default of the kind whose turn it is."""
-    makers = (random_mixture, random_funnel, random_student, random_valley, random_spikes, random_rbm)
+    makers = (random_mixture, random_funnel, random_student, random_valley, random_spikes, random_rbm, random_peaks)
     draws = Draws(seed)
     return random_tails(draws) if kind == MANY_DIMENSIONS else makers[seed % len(makers)](draws)
 
@@ -92,6 +93,18 @@ def random_rbm(draws: Draws) -> Target:
     rbm = two_phases(visible, hidden, draws.uniform(0.3, 0.8), draws.uniform(-3, 8), roughness)
     data = rbm.sample(DATA, draws.generator) if draws.coin() else None
     return Target(rbm, rbm.support, None, rbm.log_z, data, anneal_rbm)
+
+
+def random_peaks(draws: Draws) -> Target:
+    """One or two Student densities in 2 to 16 dimensions, in a box that is much wider, from the uniform density."""
+    dimensions, half = draws.integer(2, 16), draws.scale(5, 60)
+    box, peaks = Box(-half, half, (dimensions,)), []
+    for _ in range(draws.integer(1, 2)):
+        center = half * (torch.rand(dimensions, generator=draws.generator) - 0.5)
+        scale = draws.scale(0.3, 1.5) * (0.5 * torch.randn(dimensions, generator=draws.generator)).exp()
+        peaks.append(StudentT(center, scale, draws.scale(1, 30), box))
+    density = Mixture(peaks)
+    return Target(lambda x: -density.log_prob(x), box, None, 0.0)
 
 
 def random_tails(draws: Draws) -> Target:

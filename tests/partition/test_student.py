@@ -64,6 +64,20 @@ def test_a_fit_to_samples_of_students_density_finds_its_scale(dimensions, seed):
     assert ratio.max() < 1.6
 
 
+@pytest.mark.parametrize(("dof", "near"), [(1.0, (1.0,)), (2.0, (1.0, 2.0, 3.0)), (50.0, (8.0,))])
+def test_the_likeliest_degrees_of_freedom_are_found(dof, near, seed):
+    """From a fit with 2, whose scale is wrong by a factor of 2.5. Kills: a constant without dof, and one size."""
+    exact = StudentT(torch.zeros(6), torch.linspace(0.5, 3, 6), dof)
+    x, wrong = exact.sample(4000, generator=make_generator(seed)), StudentT(exact.mean, 2.5 * exact.scale, 2.0)
+    found = wrong.with_likeliest_tails(x)
+    assert found.dof in near
+    assert ((found.scale / exact.scale).log().abs() < 0.2).all()
+    assert found.log_prob(x).mean() > wrong.log_prob(x).mean()
+    twice = torch.cat([x, 100 * x]), torch.cat([torch.zeros(4000), torch.full((4000,), -math.inf)])
+    again = wrong.with_likeliest_tails(*twice)  # half of the points do not count
+    assert (again.dof, again.scale.tolist()) == (found.dof, found.scale.tolist())
+
+
 @pytest.mark.parametrize("dof", [0.3, 1.0, 3.0, 100.0])
 @pytest.mark.parametrize("mean", [0.0, 1.5, 7.0])
 def test_the_density_in_a_box_has_mass_one(dof, mean):
