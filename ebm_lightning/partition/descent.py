@@ -104,6 +104,10 @@ class StandardizedEnergy:
         """The nearest points of the support."""
         return (self.support.clamp(self.x(z)).flatten(1).double() - self.mean) / self.std
 
+    def contains(self, z: Tensor) -> Tensor:
+        """Whether points are in the support, shape (N,), bool."""
+        return self.support.contains(self.x(z))
+
 
 def _widest(energy: Energy, x: Tensor) -> torch.dtype:
     """float64 if the energy accepts it, as functions do that contain no float32 matrices."""
@@ -142,13 +146,13 @@ def minimize(space: StandardizedEnergy, chains: int, steps: int) -> Tensor:
 
 
 def descend(space: StandardizedEnergy, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Minima of the basins of ``z``, shape (N, D), and their energies, shape (N,). No walls.
+    """Minima of the basins of ``z`` inside the support, shape (N, D), and their energies, shape (N,).
 
     Adam with a step size that falls geometrically by a factor of 4000. It starts at 0.4 of the distance of
     each chain from the center.
     """
     far = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp(min=1.0) / z.shape[1] ** 0.5
-    ends = _adam(space, z, 0.4 * far, 1e-4 * far, steps, lambda z: z, lambda z, gradient: gradient)
+    ends = _adam(space, z, 0.4 * far, 1e-4 * far, steps, space.inside, lambda z, gradient: gradient)
     return ends, space.energy(ends)
 
 

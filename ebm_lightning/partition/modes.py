@@ -1,4 +1,7 @@
-"""Modes of the model that chains missed: found by descent from points up to 8 times as wide as the proposal."""
+"""Modes of the model that chains missed: found by descent from points up to 8 times as wide as the proposal.
+
+Between walls, descents start at points of the proposal and stay inside.
+"""
 
 import math
 from typing import NamedTuple
@@ -68,7 +71,7 @@ def missed_modes(annealing: Annealing, x: Tensor, estimate: LogZ, generator: tor
     """Search for modes that hold more mass than the chains found there.
 
     The mass of a mode is measured by importance sampling from the normal density that its Hessian gives. Only in up to
-    32 dimensions of R^D; elsewhere the sentence is empty.
+    32 dimensions; elsewhere the sentence is empty.
 
     Arguments:
         annealing: Of the run.
@@ -76,7 +79,7 @@ def missed_modes(annealing: Annealing, x: Tensor, estimate: LogZ, generator: tor
         estimate: log Z with the log weights of these chains.
         generator: Source of randomness.
     """
-    if isinstance(annealing.support, Box) or x[0].numel() > MAX_DIMENSIONS:
+    if x[0].numel() > MAX_DIMENSIONS:
         return MissedModes("", 0.0, 0.0, 0)
     with frozen(annealing.energy), torch.inference_mode(False), torch.no_grad():
         space = StandardizedEnergy.of(annealing.energy, annealing.support, annealing.proposal, generator)
@@ -106,7 +109,8 @@ def missed_modes(annealing: Annealing, x: Tensor, estimate: LogZ, generator: tor
 
 def _modes(space: StandardizedEnergy) -> list[_Mode]:
     """Distinct minima from wide starting points, the lowest first."""
-    starts = torch.cat([width * space.points[k::4][:STARTS] for k, width in enumerate(WIDTHS)])
+    widths = [1.0] * len(WIDTHS) if isinstance(space.support, Box) else WIDTHS
+    starts = torch.cat([width * space.points[k::4][:STARTS] for k, width in enumerate(widths)])
     z, energies = descend(space, starts, STEPS)
     modes: list[_Mode] = []
     enough = space.evaluations + HESSIANS
@@ -132,7 +136,7 @@ def _mode(space: StandardizedEnergy, z: Tensor) -> _Mode | None:
         if float((slopes.square() / stiffness).sum()) < DECREMENT:
             break
         step = -vectors @ (slopes / stiffness)
-        tried = z + step * 0.5 ** torch.arange(HALVINGS, device=z.device)[:, None]
+        tried = space.inside(z + step * 0.5 ** torch.arange(HALVINGS, device=z.device)[:, None])
         z = torch.cat([tried, z[None]])[int(torch.cat([space.energy(tried), tried.new_tensor([energy])]).argmin())]
     if float(curvature[0]) < CURVATURE:
         return None
@@ -155,6 +159,7 @@ def _mass(space: StandardizedEnergy, modes: list[_Mode], k: int, log_z: float) -
     u = torch.randn((n, d), generator=space.generator, device=mode.center.device, dtype=mode.center.dtype)
     z = mode.center + u @ mode.root.T
     log_q = -0.5 * u.square().sum(1) - d / 2 * math.log(2 * math.pi) - torch.linalg.slogdet(mode.root)[1]
-    log_w = (-space.energy(z) - log_q - log_z).masked_fill(~_region(modes, k, z), -math.inf)
+    counts = space.contains(z) & _region(modes, k, z)
+    log_w = (-space.energy(z) - log_q - log_z).masked_fill(~counts, -math.inf)
     mass, ess = float(log_mean_exp(log_w).exp()), relative_ess(log_w)
     return mass, mass * math.sqrt((1 / ess - 1) / n) if ess else 0.0

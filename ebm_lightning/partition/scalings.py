@@ -17,7 +17,7 @@ from ebm_lightning.supports import Support
 ACCEPTANCE, GAIN = 0.4, 2.0  # for which the spread of the factors is tuned
 LARGEST = 3.0  # spread of their logarithm
 LEAST_ACCEPTED = 0.08  # at a stage, below which it has no scalings
-WORTHWHILE = 0.52  # change of the weights by a scaling, relative to a move of the kernel, below which a run has none
+WORTHWHILE, LATE = 0.52, 0.6  # change of weights by scalings, relative to a move of the kernel, in all and late stages
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,17 @@ class ScalingFinder:
         self.evaluations = 0
         self._stages: list[Scaling | None] = []
         self._spread = 0.0
-        self._change = self._local_change = 0.0
+        self._changes: list[float] = []
+        self._local_changes: list[float] = []
 
     @property
     def found(self) -> list[Scaling | None]:
-        """The scalings of each stage; only None where they change weights much less than a move of the kernel."""
-        worthwhile = self._change >= WORTHWHILE * self._local_change
+        """The scalings of each stage; only None if they change weights much less than moves of the kernel do.
+
+        Except in the second half of the stages: between distant modes or scales, the kernel fails there first.
+        """
+        late = len(self._changes) // 2
+        worthwhile = self._relative_change(0) >= WORTHWHILE or self._relative_change(late) >= LATE
         return [scaling if worthwhile else None for scaling in self._stages]
 
     def stage(self, target: Tempered, phase: Phase, generator: torch.Generator) -> Phase:
@@ -74,11 +79,15 @@ class ScalingFinder:
         phase, accepted = jump_move(target, phase, scaling, self.support, generator)
         rate = float(accepted.double().mean())
         self.evaluations += len(accepted)
-        self._change += weight_change(before, phase)
+        self._changes.append(weight_change(before, phase))
         self._stages.append(scaling.to(torch.device("cpu"), phase.x.dtype) if rate > LEAST_ACCEPTED else None)
         self._spread = min(self._spread * math.exp(GAIN * (rate - ACCEPTANCE)), LARGEST)
         return phase
 
     def compare(self, before: Phase, after: Phase) -> None:
         """Note how much a move of the kernel changed weights at this stage."""
-        self._local_change += weight_change(before, after)
+        self._local_changes.append(weight_change(before, after))
+
+    def _relative_change(self, first: int) -> float:
+        """Of the weights by scalings, from that stage on, in units of the change by moves of the kernel."""
+        return sum(self._changes[first:]) / max(sum(self._local_changes[first:]), 1e-12)

@@ -26,6 +26,7 @@ PARTS = (0.2, 0.3, 0.2, 0.3)  # weights of the first proposal, heavy tails, all 
 FEWEST_POINTS = 5
 STAGE_CESS = 0.8
 MOVES = 3
+MAX_VARIANCE_RATIO = 0.5  # of the variance by origin and that of the weights; the first is 0 or less where chains mix
 TARGET_ACCEPTANCE, STEP_GAIN = 0.7, 1.0
 
 
@@ -114,7 +115,8 @@ class SecondOpinion:
     """A short run from another proposal.
 
     Attributes:
-        log_z: Its estimate; NaN if it did not reach the model within its limit.
+        log_z: Its estimate; NaN if it did not reach the model within its limit, or if too few of its first chains have
+            descendants for that estimate to be precise.
         std_err: Standard error in nats.
         gradient_evaluations: Its cost.
     """
@@ -139,6 +141,14 @@ def second_opinion(
 
     It adapts while it runs, so that the estimate is not exactly unbiased. The bias is far below its error.
 
+    Its variance is also estimated from the origins of the chains that arrive. If that is much larger than what the
+    weights of its stages explain, chains did not mix between regions, such as distant modes or the neck of a funnel,
+    and its estimate is not used.
+
+    References:
+        Lee & Whiteley, Variance estimation in the particle filter, 2018, for the variance by origin.
+        https://arxiv.org/abs/1509.00394
+
     Arguments:
         annealing: Energy, support, kernel and the wider proposal.
         step: At the model. Moves use its matrix if it turns.
@@ -150,18 +160,27 @@ def second_opinion(
         x = annealing.proposal.sample(num_chains, generator=generator)
         target, phase = annealing.begin(x, generator)
         log_step = 0.0 if isinstance(step, TurnedStep) else -0.25 * math.log(x[0].numel())
-        log_z, variance, stage = 0.0, 0.0, 0
+        log_z, variance, stage, origin = 0.0, 0.0, 0, torch.arange(num_chains, device=x.device)
         while target.beta < 1 and stage < stages:
             beta = next_beta(target, phase, STAGE_CESS)
             log_w = target.log_ratio(phase, beta)
             log_z += float(log_mean_exp(log_w))
             variance += (1 / relative_ess(log_w) - 1) / num_chains
-            phase, target.beta, stage = take(phase, systematic(log_w.softmax(0), generator)), beta, stage + 1
+            index = systematic(log_w.softmax(0), generator)
+            phase, origin, target.beta, stage = take(phase, index), origin[index], beta, stage + 1
             for _ in range(MOVES if beta < 1 else 0):
                 phase, accepted = annealing.move(target, phase, _scaled(step, log_step, target, phase), generator)
                 log_step += STEP_GAIN * (float(accepted.double().mean()) - TARGET_ACCEPTANCE)
     moves = (stage - (target.beta == 1)) * MOVES * annealing.move_cost
-    return SecondOpinion(log_z if target.beta == 1 else math.nan, math.sqrt(variance), num_chains * (1 + moves))
+    used = target.beta == 1 and _variance_by_origin(origin, stage) < MAX_VARIANCE_RATIO * variance
+    return SecondOpinion(log_z if used else math.nan, math.sqrt(variance), num_chains * (1 + moves))
+
+
+def _variance_by_origin(origin: Tensor, resamplings: int) -> float:
+    """Relative variance of Z from the chains at the end that have different origins, as in ``islands.py``."""
+    n = len(origin)
+    share = origin.bincount(minlength=n).double() / n
+    return 1 - (n / (n - 1)) ** (resamplings + 1) * (1 - float(share.square().sum()))
 
 
 def _scaled(step: Tensor | TurnedStep, log_step: float, target: Tempered, phase: Phase) -> Tensor | TurnedStep:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ebm_lightning.energies import Energy
 from ebm_lightning.partition.annealing_path import Annealing, Steps
 from ebm_lightning.partition.mixture import Mixture
+from ebm_lightning.partition.proposals import Normal
 from ebm_lightning.partition.scaled_copies import missed_shells
 from ebm_lightning.partition.second_run import covers_the_box, second_opinion, wider_base
 from ebm_lightning.partition.student import RUN_AGAIN
@@ -36,7 +37,8 @@ ALIKE = 100.0  # nats by which the log ratio of model and proposal varies where 
 FAR, FAR_CHAINS = (30.0, 100.0), 250  # times the distance from their mean, of so many chains
 SHELLS = 3.0  # spread of the distances from the center, relative to a normal distribution
 BOX_STAGES, BOX_CHAINS = 9, 1.25  # the same on a box
-HEAVY_STAGES, MAX_ERROR = 3, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
+MAX_DIMENSIONS = 32  # in which such a run finds a peak by its tails; in more, only where scalings help
+HEAVY_STAGES, MAX_ERROR = 4, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
 MAX_DISTANCE, NOISE = 0.15, 2.0  # two runs agree within 0.15 nat or 2 standard errors of their difference
 WIDER = (
     "The model is wider than its proposal or has heavy tails: chains end up to {:.0f} standard deviations of the "
@@ -90,7 +92,7 @@ def beyond_the_chains(
         cost += copies
     heavy, why = False, missed
     if not missed and covers_the_box(proposal):
-        why = NARROW if steps.scale else ""
+        why = NARROW if steps.scale or _peaked(x, log_w, support, generator) else ""
     elif not missed:
         signs = _signs(x, log_w, proposal, generator)
         if signs.kurtosis and not isinstance(support, Box):
@@ -109,6 +111,16 @@ def beyond_the_chains(
     error, noise = second.error_of(log_z, std_err), math.hypot(std_err, second.std_err)
     agree = error < MAX_ERROR if heavy else abs(second.log_z - log_z) < max(MAX_DISTANCE, NOISE * noise)  # no for NaN
     return Beyond("" if agree else why, error, cost + second.gradient_evaluations)
+
+
+def _peaked(x: Tensor, log_w: Tensor, box: Support, generator: torch.Generator) -> bool:
+    """Whether the ends have heavy tails in units of their own spread, in so few dimensions that a second run works."""
+    if x[0].numel() > MAX_DIMENSIONS:
+        return False
+    w, rows = log_w.double().to(x.device).softmax(0), x.flatten(1).double()
+    std = (w @ (rows - w @ rows).square()).sqrt().clamp(min=1e-30)
+    signs = _signs(x, log_w, Normal((w @ rows).view(x.shape[1:]), std.view(x.shape[1:])), generator)
+    return signs.kurtosis or signs.shells
 
 
 def tail_verdict(x: Tensor, log_w: Tensor, proposal: Density, generator: torch.Generator) -> str:

@@ -96,14 +96,12 @@ def random_rbm(draws: Draws) -> Target:
 
 
 def random_peaks(draws: Draws) -> Target:
-    """One or two Student densities in 2 to 16 dimensions, in a box that is much wider, from the uniform density."""
-    dimensions, half = draws.integer(2, 16), draws.scale(5, 60)
-    box, peaks = Box(-half, half, (dimensions,)), []
-    for _ in range(draws.integer(1, 2)):
-        center = half * (torch.rand(dimensions, generator=draws.generator) - 0.5)
-        scale = draws.scale(0.3, 1.5) * (0.5 * torch.randn(dimensions, generator=draws.generator)).exp()
-        peaks.append(StudentT(center, scale, draws.scale(1, 30), box))
-    density = Mixture(peaks)
+    """One or two Student densities of equal shape in 2 to 16 dimensions, in a box that is much wider, without data."""
+    dimensions, half, degrees_of_freedom = draws.integer(2, 16), draws.scale(5, 60), draws.scale(1, 30)
+    box = Box(-half, half, (dimensions,))
+    scale = draws.scale(0.3, 1.5) * (0.5 * torch.randn(dimensions, generator=draws.generator)).exp()
+    centers = half * (torch.rand(draws.integer(1, 2), dimensions, generator=draws.generator) - 0.5)
+    density = Mixture([StudentT(center, scale, degrees_of_freedom, box) for center in centers])
     return Target(lambda x: -density.log_prob(x), box, None, 0.0)
 
 
