@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ebm_lightning.energies import Energy, JointEnergy
 from ebm_lightning.networks import MLP
-from ebm_lightning.partition import Normal, exact_log_z, quadrature
+from ebm_lightning.partition import Normal, StudentT, exact_log_z, quadrature
 from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box, Euclidean, Gaussian
 
@@ -186,6 +186,13 @@ def walled() -> Target:
         return half_square(x).masked_fill(x[:, 0] <= 0, math.inf)
 
     return Target(energy, SQUARE, None, 2 * (math.log(math.erf(0.5**0.5)) + LOG_ROOT_TWO_PI) - math.log(2))
+
+
+def peak_in_box(dimensions: int, degrees_of_freedom: float, half_width: float) -> Target:
+    """Student's t in a box that is much wider, from the uniform density."""
+    box = Box(-half_width, half_width, (dimensions,))
+    density = StudentT(torch.zeros(dimensions), torch.ones(dimensions), degrees_of_freedom, box)
+    return Target(lambda x: -density.log_prob(x), box, None, 0.0)
 
 
 def infinite(energy: Energy, dimensions: int = 2) -> Target:
