@@ -14,6 +14,7 @@ from ebm_lightning.energies import GaussianEnergy
 from ebm_lightning.partition import LogZ, Normal, ais
 from ebm_lightning.partition.annealing_path import AnnealingPath, Steps
 from ebm_lightning.partition.evidence import inefficient
+from ebm_lightning.partition.flips import Flips
 from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box, Euclidean
 
@@ -98,6 +99,8 @@ def test_weights_are_compared_with_what_the_path_allows():
     assert inefficient(0.9 * math.exp(-1), path) == ""
     assert "worth 10% of what the path allows" in inefficient(0.1 * math.exp(-1), path)
     assert inefficient(0.15 * math.exp(-1), path) == ""  # half of the right runs on linear-64 with 60 temperatures
+    wells = Steps(torch.ones(100, 1), jumps=(Flips(torch.tensor([0]), torch.zeros(1)),))
+    assert "worth 15% of" in inefficient(0.15 * math.exp(-1), dataclasses.replace(path, steps=wells))
     assert inefficient(0.1, dataclasses.replace(path, barrier=0.0)) != ""
     assert inefficient(0.1, dataclasses.replace(path, barrier=1e4)) == ""  # exp(1e6) would overflow
 
