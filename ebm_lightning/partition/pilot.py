@@ -77,18 +77,28 @@ def choose_pilot(
     quarter higher. Below 1 nat the energy is close to the reference density, and exponent 1 is taken without a second
     pilot. Both pilots use the same random numbers. With a uniform q_0 the exponent makes no difference.
 
+    Both also try scalings without using them. If these are worthwhile the better pilot is repeated with them, because a
+    pilot has to move as the run will.
+
     References:
         Syed et al., Parallel tempering on optimized paths, 2021, for nonlinear paths.
         https://arxiv.org/abs/2102.07720
     """
-    generators = [make_generator(seed, "pilot", device=device) for _ in range(2)]
-    linear = run_pilot(annealing, generators[0], max_stages=max_stages, progress=progress)
-    if annealing.proposal.constant or annealing.keeps_proposal or linear.limit or linear.barrier[-1] < EASY_BARRIER:
-        return linear
-    max_barrier = linear.barrier[-1].item() * (1 + MAX_EXTENSION)
-    early = run_pilot(annealing, generators[1], EARLY_EXPONENT, max_barrier, max_stages, progress)
-    chosen = early if early.betas[-1] == 1 else linear
-    return replace(chosen, gradient_evaluations=linear.gradient_evaluations + early.gradient_evaluations)
+
+    def run(exponent: float, max_barrier: float, scale: bool | None) -> PilotRun:
+        generator = make_generator(seed, "pilot", device=device)
+        return run_pilot(annealing, generator, exponent, max_barrier, max_stages, progress, scale)
+
+    chosen = linear = run(1.0, math.inf, None if annealing.keeps_proposal else False)
+    cost, easy = linear.gradient_evaluations, annealing.proposal.constant or linear.barrier[-1] < EASY_BARRIER
+    if not (easy or annealing.keeps_proposal or linear.limit):
+        early = run(EARLY_EXPONENT, linear.barrier[-1].item() * (1 + MAX_EXTENSION), False)
+        cost += early.gradient_evaluations
+        chosen = early if early.betas[-1] == 1 else linear
+    if chosen.worth_scaling and not chosen.limit:
+        chosen = run(chosen.path_exponent, math.inf, True)
+        cost += chosen.gradient_evaluations
+    return replace(chosen, gradient_evaluations=cost)
 
 
 def run_pilot(
@@ -98,12 +108,17 @@ def run_pilot(
     max_barrier: float = math.inf,
     max_stages: int = 10_000,
     progress: Progress | None = None,
+    scale: bool | None = None,
 ) -> PilotRun:
-    """Anneal with resampling at every stage. Stops before beta = 1 where a limit would be exceeded."""
+    """Anneal with resampling at every stage. Stops before beta = 1 where a limit would be exceeded.
+
+    Arguments:
+        scale: Whether chains also move by scalings. If False these are tried only, if None not even that.
+    """
     x = annealing.proposal.sample(PILOT_CHAINS, generator=generator)
     target, phase = annealing.begin(x, generator, path_exponent=path_exponent)
     tuner = _Tuner(annealing, target, phase)
-    flips, scalings = FlipFinder(annealing.support), ScalingFinder(annealing.support)
+    flips, scalings = FlipFinder(annealing.support), ScalingFinder(annealing.support, bool(scale), generator)
     betas, barrier = [0.0], [0.0]
     for _ in (progress or iter)(range(max_stages)):
         beta = _next_beta(target, phase)
@@ -115,7 +130,9 @@ def run_pilot(
         betas.append(beta)
         phase, target.beta = take(phase, systematic(log_w.softmax(0), generator)), beta
         if not annealing.keeps_proposal:
-            phase = scalings.stage(target, flips.stage(target, phase, generator), generator)
+            phase = flips.stage(target, phase, generator)
+        if scale is not None:
+            phase = scalings.stage(target, phase)
         phase = tuner.stage(target, phase, generator, scalings.compare)
         if beta == 1:
             break
@@ -130,7 +147,8 @@ def run_pilot(
         tuple(tuner.scales),
         torch.tensor([tuner.turn_of[min(1, len(betas) - 1)], *tuner.turn_of[1:]]),
         _from_the_start(flips.found, len(betas)),
-        _from_the_start(scalings.found, len(betas)),
+        _from_the_start(scalings.found if scale else [], len(betas)),
+        scale is False and scalings.worthwhile,
         limit,
     )
 

@@ -29,6 +29,7 @@ class PilotRun:
         turn_of: Index in ``scales`` at each beta, shape (S,); -1 for a diagonal preconditioner.
         flips: Of components with two modes, at each beta; None where there are none.
         scalings: Of all of x, at each beta; None where there are none.
+        worth_scaling: Whether scalings were tried, not used, and worthwhile.
         limit: Number of stages at which the run stopped before beta = 1; 0 if it was complete.
     """
 
@@ -41,6 +42,7 @@ class PilotRun:
     turn_of: Tensor
     flips: tuple[Flips | None, ...]
     scalings: tuple[Scaling | None, ...]
+    worth_scaling: bool = False
     limit: int = 0
 
     def path(self, temperatures: int, schedule: Schedule) -> AnnealingPath:

@@ -47,42 +47,50 @@ class Scaling:
 
 
 class ScalingFinder:
-    """Tries scalings of the chains of a pilot run around their median, and tunes their spread stage by stage.
+    """Scalings of the chains of a pilot run around their median, whose spread is tuned stage by stage.
+
+    Arguments:
+        support: Domain.
+        use: Whether chains move by them. Otherwise they are only tried, and other random numbers stay the same.
+        generator: Of the run.
 
     Attributes:
+        found: Scalings of each stage; None where hardly any was accepted.
         evaluations: Of the energy.
     """
 
-    def __init__(self, support: Support) -> None:
-        self.support = support
+    def __init__(self, support: Support, use: bool, generator: torch.Generator) -> None:
+        self.support, self.use, self.generator = support, use, generator
+        if not use:
+            self.generator = torch.Generator(generator.device)
+            self.generator.set_state(generator.get_state())
+        self.found: list[Scaling | None] = []
         self.evaluations = 0
-        self._stages: list[Scaling | None] = []
         self._spread = 0.0
         self._changes: list[float] = []
         self._local_changes: list[float] = []
 
     @property
-    def found(self) -> list[Scaling | None]:
-        """The scalings of each stage; only None if they change weights much less than moves of the kernel do.
+    def worthwhile(self) -> bool:
+        """Whether scalings change weights about as much as moves of the kernel do.
 
-        Except in the second half of the stages: between distant modes or scales, the kernel fails there first.
+        In all stages or in the second half: between distant modes or scales, the kernel fails there first.
         """
         late = len(self._changes) // 2
-        worthwhile = self._relative_change(0) >= WORTHWHILE or self._relative_change(late) >= LATE
-        return [scaling if worthwhile else None for scaling in self._stages]
+        return self._relative_change(0) >= WORTHWHILE or self._relative_change(late) >= LATE
 
-    def stage(self, target: Tempered, phase: Phase, generator: torch.Generator) -> Phase:
-        """Scalings at one beta, and the chains after them."""
+    def stage(self, target: Tempered, phase: Phase) -> Phase:
+        """Scalings at one beta, and the chains after them if they are used."""
         rows = phase.x.flatten(1)
         self._spread = self._spread or math.sqrt(2 / rows.shape[1])
-        scaling, before = Scaling(rows.median(0).values, self._spread), phase
-        phase, accepted = jump_move(target, phase, scaling, self.support, generator)
+        scaling = Scaling(rows.median(0).values, self._spread)
+        scaled, accepted = jump_move(target, phase, scaling, self.support, self.generator)
         rate = float(accepted.double().mean())
         self.evaluations += len(accepted)
-        self._changes.append(weight_change(before, phase))
-        self._stages.append(scaling.to(torch.device("cpu"), phase.x.dtype) if rate > LEAST_ACCEPTED else None)
+        self._changes.append(weight_change(phase, scaled))
+        self.found.append(scaling.to(torch.device("cpu"), phase.x.dtype) if rate > LEAST_ACCEPTED else None)
         self._spread = min(self._spread * math.exp(GAIN * (rate - ACCEPTANCE)), LARGEST)
-        return phase
+        return scaled if self.use else phase
 
     def compare(self, before: Phase, after: Phase) -> None:
         """Note how much a move of the kernel changed weights at this stage."""
