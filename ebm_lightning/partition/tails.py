@@ -38,7 +38,7 @@ FAR, FAR_CHAINS = (30.0, 100.0), 250  # times the distance from their mean, of s
 SHELLS = 3.0  # spread of the distances from the center, relative to a normal distribution
 BOX_STAGES, BOX_CHAINS = 9, 1.25  # the same on a box
 MAX_DIMENSIONS = 32  # in which such a run finds a peak by its tails; in more, only where scalings help
-HEAVY_STAGES, MAX_ERROR = 4, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
+HEAVY_STAGES, MAX_ERROR = 3, 0.1  # stricter where the kurtosis is large: chains miss tails alike in both runs
 MAX_DISTANCE, NOISE = 0.15, 2.0  # two runs agree within 0.15 nat or 2 standard errors of their difference
 WIDER = (
     "The model is wider than its proposal or has heavy tails: chains end up to {:.0f} standard deviations of the "
