@@ -17,7 +17,7 @@ from ebm_lightning.supports import Support
 ACCEPTANCE, GAIN = 0.4, 2.0  # for which the spread of the factors is tuned
 LARGEST = 3.0  # spread of their logarithm
 LEAST_ACCEPTED = 0.08  # at a stage, below which it has no scalings
-WORTHWHILE, LATE = 0.52, 0.6  # change of weights by scalings, relative to a move of the kernel, in all and late stages
+WORTHWHILE, LATE = 0.58, 0.6  # change of weights by scalings, relative to a move of the kernel, in all and late stages
 
 
 @dataclass(frozen=True)
