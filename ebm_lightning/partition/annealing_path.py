@@ -11,7 +11,6 @@ from torch import Tensor
 from ebm_lightning.energies import Energy
 from ebm_lightning.partition.jumps import Jump, jump_move
 from ebm_lightning.partition.preconditioner import log_width
-from ebm_lightning.partition.scalings import Scaling
 from ebm_lightning.samplers import HMC, NoiseRefresh
 from ebm_lightning.samplers.hmc import Phase, Tempered, hamiltonian_move
 from ebm_lightning.samplers.preconditioner import Turn, TurnedStep
@@ -73,14 +72,13 @@ class Steps:
     def __iter__(self) -> "Iterator[Move]":
         return (self[t] for t in range(len(self)))
 
-    @property
-    def scale(self) -> bool:
-        """Whether scalings take the place of some moves."""
-        return any(isinstance(jump, Scaling) for jump in self.jumps)
+    def have(self, kind: type[Jump]) -> bool:
+        """Whether jumps of that kind take the place of some moves."""
+        return any(isinstance(jump, kind) for jump in self.jumps)
 
     @property
     def last(self) -> Tensor | TurnedStep:
-        """Step of the last move, which is no jump."""
+        """Step of the last move, which is never a jump."""
         step = self[len(self) - 1]
         assert isinstance(step, Tensor | TurnedStep)
         return step

@@ -33,8 +33,7 @@ def inefficient(ess: float, path: AnnealingPath) -> str:
         path: The path of the chains.
     """
     log_efficiency = math.log(ess) + path.barrier**2 / len(path.steps)  # its exponential may overflow
-    flips = any(isinstance(jump, Flips) for jump in path.steps.jumps)
-    if log_efficiency >= math.log(MIN_WITH_FLIPS if flips else MIN_EFFICIENCY):
+    if log_efficiency >= math.log(MIN_WITH_FLIPS if path.steps.have(Flips) else MIN_EFFICIENCY):
         return ""
     return (
         f"The weights are worth {math.exp(log_efficiency):.0%} of what the path allows, so chains do not keep up with "

@@ -6,7 +6,7 @@ The pilot's chains are separate from those of the estimate. Tuning on the chains
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from ebm_lightning.samplers.preconditioner import TurnedStep
 from ebm_lightning.samplers.resampling import systematic, take
 
 T = TypeVar("T")
+Use = Literal["try", "move"]
 PILOT_CHAINS = 200
 STAGE_CESS = 0.9  # coarser than the main run: the pilot only maps the path
 STAGE_MOVES = 4
@@ -85,18 +86,18 @@ def choose_pilot(
         https://arxiv.org/abs/2102.07720
     """
 
-    def run(exponent: float, max_barrier: float, scale: bool | None) -> PilotRun:
+    def run(exponent: float, max_barrier: float, scalings: Use | None) -> PilotRun:
         generator = make_generator(seed, "pilot", device=device)
-        return run_pilot(annealing, generator, exponent, max_barrier, max_stages, progress, scale)
+        return run_pilot(annealing, generator, exponent, max_barrier, max_stages, progress, scalings)
 
-    chosen = linear = run(1.0, math.inf, None if annealing.keeps_proposal else False)
+    chosen = linear = run(1.0, math.inf, None if annealing.keeps_proposal else "try")
     cost, easy = linear.gradient_evaluations, annealing.proposal.constant or linear.barrier[-1] < EASY_BARRIER
     if not (easy or annealing.keeps_proposal or linear.limit):
-        early = run(EARLY_EXPONENT, linear.barrier[-1].item() * (1 + MAX_EXTENSION), False)
+        early = run(EARLY_EXPONENT, linear.barrier[-1].item() * (1 + MAX_EXTENSION), "try")
         cost += early.gradient_evaluations
         chosen = early if early.betas[-1] == 1 else linear
     if chosen.worth_scaling and not chosen.limit:
-        chosen = run(chosen.path_exponent, math.inf, True)
+        chosen = run(chosen.path_exponent, math.inf, "move")
         cost += chosen.gradient_evaluations
     return replace(chosen, gradient_evaluations=cost)
 
@@ -108,17 +109,17 @@ def run_pilot(
     max_barrier: float = math.inf,
     max_stages: int = 10_000,
     progress: Progress | None = None,
-    scale: bool | None = None,
+    scalings: Use | None = None,
 ) -> PilotRun:
     """Anneal with resampling at every stage. Stops before beta = 1 where a limit would be exceeded.
 
     Arguments:
-        scale: Whether chains also move by scalings. If False these are tried only, if None not even that.
+        scalings: "move" to move the chains by scalings too, "try" to measure what these would change, None for neither.
     """
     x = annealing.proposal.sample(PILOT_CHAINS, generator=generator)
     target, phase = annealing.begin(x, generator, path_exponent=path_exponent)
     tuner = _Tuner(annealing, target, phase)
-    flips, scalings = FlipFinder(annealing.support), ScalingFinder(annealing.support, bool(scale), generator)
+    flips, finder = FlipFinder(annealing.support), ScalingFinder(annealing.support, scalings == "move", generator)
     betas, barrier = [0.0], [0.0]
     for _ in (progress or iter)(range(max_stages)):
         beta = _next_beta(target, phase)
@@ -131,9 +132,9 @@ def run_pilot(
         phase, target.beta = take(phase, systematic(log_w.softmax(0), generator)), beta
         if not annealing.keeps_proposal:
             phase = flips.stage(target, phase, generator)
-        if scale is not None:
-            phase = scalings.stage(target, phase)
-        phase = tuner.stage(target, phase, generator, scalings.compare)
+        if scalings:
+            phase = finder.stage(target, phase)
+        phase = tuner.stage(target, phase, generator, finder.compare)
         if beta == 1:
             break
     limit = max_stages if betas[-1] < 1 and len(betas) > max_stages else 0
@@ -142,13 +143,13 @@ def run_pilot(
         torch.tensor(betas, dtype=torch.float64),
         torch.stack([tuner.log_steps[min(1, len(betas) - 1)], *tuner.log_steps[1:]]).cpu(),
         torch.tensor(barrier, dtype=torch.float64),
-        cost + flips.evaluations + scalings.evaluations,
+        cost + flips.evaluations + finder.evaluations,
         path_exponent,
         tuple(tuner.scales),
         torch.tensor([tuner.turn_of[min(1, len(betas) - 1)], *tuner.turn_of[1:]]),
         _from_the_start(flips.found, len(betas)),
-        _from_the_start(scalings.found if scale else [], len(betas)),
-        scale is False and scalings.worthwhile,
+        _from_the_start(finder.found if scalings == "move" else [], len(betas)),
+        scalings == "try" and finder.worthwhile,
         limit,
     )
 

@@ -30,7 +30,7 @@ MODES = 4  # from which mean field starts in each cell
 Z_SCORE = 4.0
 TOLERANCE = 0.03  # in nats, or as a fraction of Z
 MAX_GAP = 1.0  # nats, between the bound and an estimate without data
-UNVISITED = 0.1  # share of the chains in a phase, relative to what is proven, below which they miss it
+UNVISITED = 0.1  # fraction of the chains in a phase, relative to what is proven, below which they miss it
 LOOSE = 5.0  # nats by which the bound of a single phase may be too low
 REMEDY = "pass 'data' or 'data_mean', or raise 'temperatures'."
 
@@ -99,7 +99,7 @@ def _contradiction(result: LogZ, ends: Tensor, bound: RBMBound) -> str:
 
 def _missing(result: LogZ, rates: Tensor, log_bound: Tensor) -> float:
     """Largest fraction of Z that the bound proves where a unit has a state, but that chains do not have; 0 if none."""
-    weights = (result.log_weights.to(rates.device) - result.log_z).exp()[:, None] * rates
+    weights = _weighted(result, rates)
     errors = weights.std(0) / math.sqrt(len(weights))
     missing = (log_bound - result.log_z).exp() - weights.mean(0)
     tolerance = (Z_SCORE * errors).clamp(min=max(TOLERANCE, 3 * result.std_err))
@@ -124,9 +124,13 @@ def _unproven(result: LogZ, ends: Tensor, bound: RBMBound) -> str:
 
 def _unvisited(result: LogZ, rates: Tensor, log_bound: Tensor) -> float:
     """Largest fraction of Z that the bound proves where a unit has a state, if chains have at most a tenth of it."""
-    share = ((result.log_weights.to(rates.device) - result.log_z).exp()[:, None] * rates).mean(0)
     proven = (log_bound - result.log_z).exp()
-    return float(torch.where(share < UNVISITED * proven, proven, 0.0).max())
+    return float(torch.where(_weighted(result, rates).mean(0) < UNVISITED * proven, proven, 0.0).max())
+
+
+def _weighted(result: LogZ, rates: Tensor) -> Tensor:
+    """Weights of the chains times their rates, whose means are fractions of Z, shape (N, units)."""
+    return (result.log_weights.to(rates.device) - result.log_z).exp()[:, None] * rates
 
 
 def smaller_layer(rbm: BinaryRBM) -> BinaryRBM:

@@ -51,7 +51,7 @@ class ScalingFinder:
 
     Arguments:
         support: Domain.
-        use: Whether chains move by them. Otherwise they are only tried, and other random numbers stay the same.
+        move: Whether chains move by them. Otherwise they are tried, with random numbers that do not disturb the run.
         generator: Of the run.
 
     Attributes:
@@ -59,9 +59,9 @@ class ScalingFinder:
         evaluations: Of the energy.
     """
 
-    def __init__(self, support: Support, use: bool, generator: torch.Generator) -> None:
-        self.support, self.use, self.generator = support, use, generator
-        if not use:
+    def __init__(self, support: Support, move: bool, generator: torch.Generator) -> None:
+        self.support, self.move, self.generator = support, move, generator
+        if not move:
             self.generator = torch.Generator(generator.device)
             self.generator.set_state(generator.get_state())
         self.found: list[Scaling | None] = []
@@ -80,7 +80,7 @@ class ScalingFinder:
         return self._relative_change(0) >= WORTHWHILE or self._relative_change(late) >= LATE
 
     def stage(self, target: Tempered, phase: Phase) -> Phase:
-        """Scalings at one beta, and the chains after them if they are used."""
+        """Scalings at one beta, and the chains after them, or as they came if scalings are tried only."""
         rows = phase.x.flatten(1)
         self._spread = self._spread or math.sqrt(2 / rows.shape[1])
         scaling = Scaling(rows.median(0).values, self._spread)
@@ -90,7 +90,7 @@ class ScalingFinder:
         self._changes.append(weight_change(phase, scaled))
         self.found.append(scaling.to(torch.device("cpu"), phase.x.dtype) if rate > LEAST_ACCEPTED else None)
         self._spread = min(self._spread * math.exp(GAIN * (rate - ACCEPTANCE)), LARGEST)
-        return scaled if self.use else phase
+        return scaled if self.move else phase
 
     def compare(self, before: Phase, after: Phase) -> None:
         """Note how much a move of the kernel changed weights at this stage."""

@@ -21,6 +21,7 @@ from ebm_lightning.partition.annealing_path import Annealing, Steps
 from ebm_lightning.partition.mixture import Mixture
 from ebm_lightning.partition.proposals import Normal
 from ebm_lightning.partition.scaled_copies import missed_shells
+from ebm_lightning.partition.scalings import Scaling
 from ebm_lightning.partition.second_run import covers_the_box, second_opinion, wider_base
 from ebm_lightning.partition.student import RUN_AGAIN
 from ebm_lightning.partition.valleys import valley_verdict
@@ -90,17 +91,19 @@ def beyond_the_chains(
     if not missed:
         missed, copies = missed_shells(energy, support, x, log_w)
         cost += copies
-    heavy, why = False, missed
-    if not missed and covers_the_box(proposal):
-        why = NARROW if steps.scale or _peaked(x, log_w, support, generator) else ""
-    elif not missed:
+    if missed:
+        return Beyond(missed, std_err, cost)
+    if covers_the_box(proposal):
+        narrow = steps.have(Scaling) or _peaked(x, log_w, support, generator)
+        heavy, why = False, NARROW if narrow else ""
+    else:
         signs = _signs(x, log_w, proposal, generator)
         if signs.kurtosis and not isinstance(support, Box):
             signs = signs._replace(kurtosis=not tails_are_alike(energy, proposal, x))
             cost += min(len(x), FAR_CHAINS) * (1 + len(FAR))
         heavy, why = signs.kurtosis or signs.shells, signs.why(support)
-    if missed or not why:
-        return Beyond(why, std_err, cost)
+    if not why:
+        return Beyond("", std_err, cost)
     step = steps.to(x.device, x.dtype).last
     base = wider_base(x, log_w, proposal, support, generator, step, heavy=heavy)
     stages, chains = HEAVY_STAGES if heavy else max(STAGES, len(steps) // TEMPERATURES_PER_STAGE), CHAINS
@@ -114,7 +117,7 @@ def beyond_the_chains(
 
 
 def _peaked(x: Tensor, log_w: Tensor, box: Support, generator: torch.Generator) -> bool:
-    """Whether the ends have heavy tails in units of their own spread, in so few dimensions that a second run works."""
+    """Whether the ends have heavy tails relative to their standard deviations, in at most 32 dimensions."""
     if x[0].numel() > MAX_DIMENSIONS:
         return False
     w, rows = log_w.double().to(x.device).softmax(0), x.flatten(1).double()
@@ -148,14 +151,10 @@ class _Signs(NamedTuple):
     shells: bool
     farthest: float
 
-    @property
-    def any(self) -> bool:
-        return self.kurtosis or self.outside or self.shells
-
     def why(self, support: Support | None = None) -> str:
         """What the signs mean and a remedy on that support, in words; empty if there are none."""
         remedy = REMEDY_IN_BOX if isinstance(support, Box) else REMEDY
-        return WIDER.format(self.farthest, remedy) if self.any else ""
+        return WIDER.format(self.farthest, remedy) if self.kurtosis or self.outside or self.shells else ""
 
 
 def tails_are_alike(energy: Energy, proposal: Density, x: Tensor) -> bool:

@@ -46,12 +46,20 @@ class BetweenWalls:
         """``n`` draws between the walls, shape (n, *shape), float32."""
         at = torch.multinomial(self.weights.to(device), n, replacement=True, generator=generator)
         std = self.scale.to(device) / self.root.to(device)[at].view(-1, *[1] * self.mean.ndim)
-        mean = self.mean.to(device)
-        low, high = (torch.special.ndtr((wall - mean) / std) for wall in (self.box.low, self.box.high))
+        low, high, sign = self._walls(self.mean.to(device), std)
+        low, high = torch.special.ndtr(low), torch.special.ndtr(high)
         u = torch.rand(std.shape, generator=generator, device=device, dtype=torch.float64)
-        return self.box.clamp((mean + std * torch.special.ndtri(low + (high - low) * u)).float())
+        z = sign * torch.special.ndtri(low + (high - low) * u)
+        return self.box.clamp((self.mean.to(device) + std * z).float())
 
     def _log_mass_at(self, root: Tensor) -> Tensor:
         """Log probability of the box under the normal whose precision has this square root."""
-        low, high = ((wall - self.mean) / self.scale * root for wall in (self.box.low, self.box.high))
+        low, high, _ = self._walls(self.mean, self.scale / root)
         return (torch.special.ndtr(high) - torch.special.ndtr(low)).log().sum()
+
+    def _walls(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Standardized walls, mirrored where both are positive because probabilities near 1 are rounded; the signs."""
+        low, high = (self.box.low - mean) / std, (self.box.high - mean) / std
+        mirrored = low > 0
+        sign = torch.where(mirrored, -1.0, 1.0).to(low)
+        return torch.where(mirrored, -high, low), torch.where(mirrored, -low, high), sign

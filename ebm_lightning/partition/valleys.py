@@ -19,7 +19,7 @@ STEPS = 60
 STRIDE = 0.1  # relative to the distance from the center
 BEYOND = 3.0  # times as far as any chain
 MASS_LOST = 2.0  # nats, per unit of log distance
-LEAST = 2e-3  # share of Z in one valley, per unit of log distance
+LEAST = 2e-3  # fraction of Z in one valley, per unit of log distance
 CLIMB = 3.0  # nats that one step may rise
 NEWTON_STEPS = 3
 HELD_BEYOND = (
@@ -74,7 +74,7 @@ def valley_verdict(
 
 
 def _follow(space: StandardizedEnergy, z: Tensor, sign: float, far: float, least: float) -> float:
-    """Distance beyond ``far`` at which the valley through ``z`` still holds mass; 0 if it does not get there."""
+    """Distance beyond ``far`` at which a valley has log M above ``least``; 0 if it does not get there."""
     here = _floor(space, z, None)
     here = here._replace(direction=sign * here.direction)
     most, stride = here.log_mass, STRIDE
@@ -88,10 +88,10 @@ def _follow(space: StandardizedEnergy, z: Tensor, sign: float, far: float, least
             continue
         here, stride = there, min(1.3 * stride, 3 * STRIDE)
         most = max(most, here.log_mass)
-        if here.log_mass < max(most - MASS_LOST, least):
+        if here.log_mass < most - MASS_LOST:
             return 0.0
         if here.z.norm() > far:
-            return float(here.z.norm())
+            return float(here.z.norm()) if here.log_mass > least else 0.0
     return 0.0
 
 

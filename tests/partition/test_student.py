@@ -79,9 +79,9 @@ def test_the_likeliest_degrees_of_freedom_are_found(dof, near, seed):
 
 
 @pytest.mark.parametrize("dof", [0.3, 1.0, 3.0, 100.0])
-@pytest.mark.parametrize("mean", [0.0, 1.5, 7.0])
+@pytest.mark.parametrize("mean", [0.0, 1.5, 7.0, -6.0])
 def test_the_density_in_a_box_has_mass_one(dof, mean):
-    """By quadrature; also where the box lies far in a tail, as for a mean of 7."""
+    """By quadrature; also where the box lies far in a tail, as for means of 7 and -6."""
     box = Box(-2, 3, (2,))
     density = StudentT(torch.tensor([mean, 0.4]), torch.tensor([0.5, 1.2]), dof, box)
     assert quadrature(lambda x: -density.log_prob(x), box) == pytest.approx(0.0, abs=1e-5)
