@@ -62,7 +62,8 @@ def two_variances(parts: list[Tensor], islands: list[Island]) -> tuple[Tensor, T
     totals = torch.stack([part.sum(0) for part in parts])
     sizes = torch.tensor([len(part) for part in parts], dtype=torch.float64)[:, None] / sum(map(len, parts))
     spread = (totals - sizes).square().sum(0) * len(parts) / (len(parts) - 1)
-    return spread, sum(map(_variance_by_origin, parts, islands), torch.zeros_like(spread))
+    by_origin = [variance_by_origin(part, i.origin, i.resamplings) for part, i in zip(parts, islands, strict=True)]
+    return spread, sum(by_origin, torch.zeros_like(spread))
 
 
 def typical_ess(islands: list[Island]) -> float:
@@ -79,10 +80,17 @@ def typical_ess(islands: list[Island]) -> float:
     return 1 / (1 + len(log_weights) * variance)
 
 
-def _variance_by_origin(part: Tensor, island: Island) -> Tensor:
-    origin = torch.arange(len(part)) if island.origin is None else island.origin
+def variance_by_origin(part: Tensor, origin: Tensor | None, resamplings: int) -> Tensor:
+    """The second of :func:`two_variances` for one island, shape (K,).
+
+    Arguments:
+        part: What each chain contributes to Z / Z = 1, shape (n, K).
+        origin: Index of the first chain from which each descends, shape (n,). None without resampling.
+        resamplings: How often chains were resampled.
+    """
+    origin = torch.arange(len(part)) if origin is None else origin
     total = part.sum(0)
     of_origins = torch.zeros_like(part).index_add(0, origin, part)
     different = total.square() - of_origins.square().sum(0)
     n = len(part)
-    return total.square() - (n / (n - 1)) ** (island.resamplings + 1) * different
+    return total.square() - (n / (n - 1)) ** (resamplings + 1) * different

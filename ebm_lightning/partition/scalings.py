@@ -72,9 +72,9 @@ class ScalingFinder:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether scalings change weights about as much as moves of the kernel do.
+        """Whether scalings change weights about as much as moves of the kernel do, in all stages or in the second half.
 
-        In all stages or in the second half: between distant modes or scales, the kernel fails there first.
+        In the second half modes and scales are apart, and moves of the kernel do not get from one to another.
         """
         late = len(self._changes) // 2
         return self._relative_change(0) >= WORTHWHILE or self._relative_change(late) >= LATE
@@ -97,5 +97,5 @@ class ScalingFinder:
         self._local_changes.append(weight_change(before, after))
 
     def _relative_change(self, first: int) -> float:
-        """Of the weights by scalings, from that stage on, in units of the change by moves of the kernel."""
+        """Change of the weights by scalings relative to that by moves of the kernel, from that stage on."""
         return sum(self._changes[first:]) / max(sum(self._local_changes[first:]), 1e-12)

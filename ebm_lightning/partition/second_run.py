@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ebm_lightning.partition.annealing_path import Annealing, next_beta
 from ebm_lightning.partition.clusters import clusters
+from ebm_lightning.partition.islands import variance_by_origin
 from ebm_lightning.partition.log_z import log_mean_exp, relative_ess
 from ebm_lightning.partition.mixture import Mixture
 from ebm_lightning.partition.preconditioner import log_width
@@ -72,7 +73,10 @@ def wider_base(
 
 
 def _base_on_box(x: Tensor, log_w: Tensor, proposal: Density, box: Box, generator: torch.Generator) -> Mixture:
-    """The same with walls: independent components, and densities with heavy and with light tails for all parts."""
+    """The proposal, the box, and Student densities with independent components, truncated to the box.
+
+    One is wide, and there are two for all ends and for each of their clusters: with heavy tails and almost normal.
+    """
     parts = _clusters(x[systematic(log_w.softmax(0), generator)], _moments(x, log_w, None)[1])
     fits = [
         StudentT.fit(part, w, dof, inflation, box=box)
@@ -160,27 +164,21 @@ def second_opinion(
         x = annealing.proposal.sample(num_chains, generator=generator)
         target, phase = annealing.begin(x, generator)
         log_step = 0.0 if isinstance(step, TurnedStep) else -0.25 * math.log(x[0].numel())
-        log_z, variance, stage, origin = 0.0, 0.0, 0, torch.arange(num_chains, device=x.device)
+        log_z, variance, stage, origin = 0.0, 0.0, 0, torch.arange(num_chains)
         while target.beta < 1 and stage < stages:
             beta = next_beta(target, phase, STAGE_CESS)
             log_w = target.log_ratio(phase, beta)
             log_z += float(log_mean_exp(log_w))
             variance += (1 / relative_ess(log_w) - 1) / num_chains
             index = systematic(log_w.softmax(0), generator)
-            phase, origin, target.beta, stage = take(phase, index), origin[index], beta, stage + 1
+            phase, origin, target.beta, stage = take(phase, index), origin[index.cpu()], beta, stage + 1
             for _ in range(MOVES if beta < 1 else 0):
                 phase, accepted = annealing.move(target, phase, _scaled(step, log_step, target, phase), generator)
                 log_step += STEP_GAIN * (float(accepted.double().mean()) - TARGET_ACCEPTANCE)
     moves = (stage - (target.beta == 1)) * MOVES * annealing.move_cost
-    used = target.beta == 1 and _variance_by_origin(origin, stage) < MAX_VARIANCE_RATIO * variance
+    by_origin = variance_by_origin(torch.full((num_chains, 1), 1 / num_chains, dtype=torch.float64), origin, stage)
+    used = target.beta == 1 and float(by_origin) < MAX_VARIANCE_RATIO * variance
     return SecondOpinion(log_z if used else math.nan, math.sqrt(variance), num_chains * (1 + moves))
-
-
-def _variance_by_origin(origin: Tensor, resamplings: int) -> float:
-    """Relative variance of Z from the chains at the end that have different origins, as in ``islands.py``."""
-    n = len(origin)
-    share = origin.bincount(minlength=n).double() / n
-    return 1 - (n / (n - 1)) ** (resamplings + 1) * (1 - float(share.square().sum()))
 
 
 def _scaled(step: Tensor | TurnedStep, log_step: float, target: Tempered, phase: Phase) -> Tensor | TurnedStep:
