@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,24 @@ from wandb.proto.wandb_internal_pb2 import Record
 BLOCK, HEADER = 32_768, 7
 
 
-def records(path: Path) -> Iterator[Record]:
-    """The records in a run's log: after a 7-byte header, LevelDB's framing (crc, length, kind; blocks of 32 KiB)."""
-    data, at, whole = path.read_bytes(), HEADER, b""
+def records(path: Path, seconds: float = 60) -> list[Record]:
+    """The records of a finished run. W&B's service writes the last of them after ``wandb.finish()`` has returned.
+
+    Raises:
+        TimeoutError: The record of the run's exit is not there after ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = list(_parse(path.read_bytes()))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"{path} has no record of the run's exit after {seconds:g} s.")
+
+
+def _parse(data: bytes) -> Iterator[Record]:
+    """The whole records of a log: after a 7-byte header, LevelDB's framing (crc, length, kind; blocks of 32 KiB)."""
+    at, whole = HEADER, b""
     while at + HEADER <= len(data):
         if BLOCK - at % BLOCK < HEADER:
             at += BLOCK - at % BLOCK
@@ -21,7 +37,7 @@ def records(path: Path) -> Iterator[Record]:
         _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
         whole += data[at + HEADER : at + HEADER + length]
         at += HEADER + length
-        if kind in (1, 4):  # a full record, or the last part of one
+        if kind in (1, 4) and at <= len(data):  # a full record, or the last part of one
             yield Record.FromString(whole)
             whole = b""
 

@@ -26,7 +26,7 @@ def runs(tmp_path_factory) -> dict[str, tuple[Path, list[Record]]]:
         data = arrays(folder)
         evaluate(small_jem(data), data, small_classifier(data), "out", logger="wandb", **few)
     assert {path.name for path in folder.iterdir()} == {"images.npz", "out"}
-    logs = [(path.parent, list(records(path))) for path in folder.glob("out/*/wandb/offline-run-*/*.wandb")]
+    logs = [(path.parent, records(path)) for path in folder.glob("out/*/wandb/offline-run-*/*.wandb")]
     return {next(r.run.display_name for r in log if r.run.display_name): (path, log) for path, log in logs}
 
 

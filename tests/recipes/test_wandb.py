@@ -22,7 +22,7 @@ def run(tmp_path_factory) -> tuple[Path, list[Record]]:
     assert done.returncode == 0, done.stderr
     (offline,) = (folder / "out" / "wandb").glob("offline-run-*")
     assert [path.name for path in folder.iterdir()] == ["out"], "nothing is written to the working directory"
-    return offline, list(records(next(offline.glob("*.wandb"))))
+    return offline, records(next(offline.glob("*.wandb")))
 
 
 def test_the_config_contains_every_hyperparameter(run):
