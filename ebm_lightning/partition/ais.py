@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import count
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ from ebm_lightning.samplers.resampling import systematic, take
 from ebm_lightning.supports import Binary, Density, Support
 
 RESAMPLE_FLOOR = 0.5
+LINEAGE_POINTS = 20
 
 
 def ais(
@@ -157,13 +159,19 @@ def anneal(
         log_w = torch.zeros(n, dtype=torch.float64, device=x.device)
         log_z = torch.zeros((), dtype=torch.float64, device=x.device)
         ess, acceptance, origin, resamplings = [], [], torch.arange(n), 0
+        total, lineages = log_w, log_w.new_zeros(0, n)  # of log weights along lineages, which resampling does not reset
         steps = path.steps.to(device=x.device, dtype=x.dtype)
-        for step, beta, _ in zip(steps, path.betas[1:].tolist(), progress_iter, strict=False):
-            log_w = log_w + target.log_ratio(phase, beta)
+        points = {round(len(steps) * (k + 1) / LINEAGE_POINTS) for k in range(LINEAGE_POINTS)}
+        for t, step, beta, _ in zip(count(1), steps, path.betas[1:].tolist(), progress_iter, strict=False):
+            change = target.log_ratio(phase, beta)
+            log_w, total = log_w + change, total + change
+            if t in points:
+                lineages = torch.cat([lineages, total[None]])
             ess.append(_finite_ess(log_w, beta))
             if resample and 0 < ess[-1] < RESAMPLE_FLOOR:
                 index = systematic(log_w.softmax(0), generator)
                 phase, origin, resamplings = take(phase, index), origin[index.cpu()], resamplings + 1
+                total, lineages = total[index], lineages[:, index]
                 log_z, log_w = log_z + log_mean_exp(log_w), torch.zeros_like(log_w)
             target.beta = beta
             phase, accepted = annealing.move(target, phase, step, generator)
@@ -172,7 +180,7 @@ def anneal(
         rounding = rounding_error(phase.energy)
     return Island(
         *((log_z + log_w).cpu(), log_p_y, torch.tensor(ess), torch.stack(acceptance).cpu(), phase.x.cpu(), rounding),
-        *(origin, resamplings),
+        *(origin, resamplings, lineages.cpu()),
     )
 
 

@@ -10,7 +10,7 @@ from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath
 from ebm_lightning.partition.data_evidence import data_evidence
 from ebm_lightning.partition.energy_checks import imprecise
 from ebm_lightning.partition.flips import Flips
-from ebm_lightning.partition.islands import Island, typical_ess
+from ebm_lightning.partition.islands import Island, log_normal_variance, typical_ess
 from ebm_lightning.partition.log_z import LogZ
 from ebm_lightning.partition.modes import missed_modes
 from ebm_lightning.partition.noise_annealing import NoiseAnnealing, tilt_evidence
@@ -58,7 +58,7 @@ def with_evidence(
     The order of the reasons is: rounding, mass near the data that the chains missed, an incomplete pilot, degenerate
     weights, mass beyond the chains (heavy tails, curved valleys), modes that the chains missed, and weights that vary
     more than the path explains. Where a second measurement of log Z or of its largest modes differs from the estimate,
-    the standard error grows to the difference.
+    the standard error grows to the difference. It is at least that of log-normal weights.
 
     Arguments:
         result: The estimate from its weights.
@@ -91,6 +91,7 @@ def with_evidence(
             why, cost = modes.why, cost + modes.gradient_evaluations
             std_err = max(std_err, modes.excess)
         why = why or inefficient(typical_ess(islands), path)
+    std_err = max(std_err, min(1.0, math.sqrt(log_normal_variance(islands))))
     return dataclasses.replace(
         result, why=why, std_err=std_err, gradient_evaluations=result.gradient_evaluations + cost
     )

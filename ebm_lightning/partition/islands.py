@@ -1,11 +1,14 @@
 """What an island of chains returns, and the variance of log Z over the islands."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ebm_lightning.partition.log_z import log_mean_exp, relative_ess
+
+JITTER, SMALLEST = 1e-9, 1e-30  # of a covariance that may be singular
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Island:
         origin: Index of the chain at beta = 0 from which each chain descends by resampling, shape (n,). None if there
             was no resampling.
         resamplings: How often chains were resampled.
+        lineages: Sum of the log weights of each chain and its ancestors from beta = 0 to each of S points of the path,
+            shape (S, n), float64; the last is the end. None if they were not kept.
     """
 
     log_weights: Tensor
@@ -32,6 +37,7 @@ class Island:
     rounding: float = 0.0
     origin: Tensor | None = None
     resamplings: int = 0
+    lineages: Tensor | None = None
 
 
 def relative_variance(parts: list[Tensor], islands: list[Island]) -> Tensor:
@@ -94,3 +100,37 @@ def variance_by_origin(part: Tensor, origin: Tensor | None, resamplings: int) ->
     different = total.square() - of_origins.square().sum(0)
     n = len(part)
     return total.square() - (n / (n - 1)) ** (resamplings + 1) * different
+
+
+def log_normal_variance(islands: list[Island]) -> float:
+    r"""Variance of an estimate of Z relative to Z^2 if log weights are normal.
+
+    An estimate that lacks the few largest weights is too low, and so is the variance of its weights. The covariance of
+    log weights depends less on the largest ones. The path is divided into K = R + 1 equal parts for R resamplings. With
+    the log weights :math:`a_1, \dots, a_K` of a chain and its ancestors in each part,
+
+    .. math:: V = \frac{1}{N} \sum_k (e^{v_k} - 1), \qquad
+        v_k = \mathrm{Var}\, \mathbb{E}[\textstyle\sum_j a_j | a_1, \dots, a_k]
+            - \mathrm{Var}\, \mathbb{E}[\textstyle\sum_j a_j | a_1, \dots, a_{k - 1}]
+
+    Parts that are independent, because chains mix, count separately. Where chains stay in the mode of their ancestors,
+    all log weights count together, and resampling does not help. If log weights are normal, their covariance does not
+    depend on the power of the weights under which it is taken. Under the square root, no single chain decides it, and
+    chains of negligible weight do not count.
+
+    Arguments:
+        islands: With lineages.
+    """
+    lineages = torch.cat([island.lineages for island in islands if island.lineages is not None], 1)
+    log_w = torch.cat([island.log_weights for island in islands])
+    alive = log_w > -math.inf
+    sums, w = lineages[:, alive], (log_w[alive] / 2).softmax(0)
+    parts = 1 + round(sum(island.resamplings for island in islands) / len(islands))
+    ends = torch.linspace(0, len(sums), min(parts, len(sums)) + 1).round().long()[1:] - 1
+    log_weights = torch.diff(sums[ends], dim=0, prepend=torch.zeros_like(sums[:1]))
+    centered = log_weights - (log_weights @ w)[:, None]
+    covariance = (centered * w) @ centered.T
+    regular = covariance + (JITTER * covariance.trace() + SMALLEST) * torch.eye(len(covariance), dtype=torch.float64)
+    factor = torch.linalg.cholesky(regular)
+    explained = torch.linalg.solve_triangular(factor, covariance.sum(1, keepdim=True), upper=False).square()
+    return float(explained.expm1().sum()) / len(log_w)

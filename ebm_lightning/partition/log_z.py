@@ -18,8 +18,8 @@ class LogZ:
     Attributes:
         log_z: The estimate: the log of the mean weight. Its exponential is unbiased for Z.
         std_err: Standard error of ``log_z``, in nats. That of the weights cannot exceed 1 by construction. Above 0.5
-            they are degenerate, and only the lower bound means anything. If a check measures log Z or the mass of modes
-            in a second way, ``std_err`` is at least the difference.
+            they are degenerate, and only the lower bound means anything. It is at least that of log-normal weights and,
+            if a check measures log Z or the mass of modes in a second way, the difference.
         ess: Effective sample size as a fraction in (0, 1]: ``ess * num_chains`` independent weights of unit variance
             would give the same error.
         log_weights: Log weight of each chain, shape (num_chains,), float64. ``log_z`` is the log of their mean.
