@@ -19,7 +19,8 @@ STEPS = 60
 STRIDE = 0.1  # relative to the distance from the center
 BEYOND = 3.0  # times as far as any chain
 MASS_LOST = 2.0  # nats, per unit of log distance
-LEAST = 2e-3  # fraction of Z in one valley, per unit of log distance
+LEAST = 2e-3  # fraction of Z beyond that distance in one valley
+SLOWEST = 0.2  # nats that log M loses per unit of log distance, at least, beyond that distance
 CLIMB = 3.0  # nats that one step may rise
 NEWTON_STEPS = 3
 HELD_BEYOND = (
@@ -45,7 +46,8 @@ def valley_verdict(
     .. math:: \log M(r) = -E + \log r + \sum_i \log s_i
 
     A valley counts if log M three times as far out as the farthest chain is at most 2 nats below log M near the chains,
-    and the mass there is .2 % of Z or more. In 2 to 32 dimensions of R^D; elsewhere the sentence is empty.
+    and the mass beyond is .2 % of Z or more if M goes on to fall as it did up to there. In 2 to 32 dimensions of R^D;
+    elsewhere the sentence is empty.
 
     Arguments:
         energy, support, proposal: Of the run.
@@ -74,10 +76,10 @@ def valley_verdict(
 
 
 def _follow(space: StandardizedEnergy, z: Tensor, sign: float, far: float, least: float) -> float:
-    """Distance beyond ``far`` at which a valley has log M above ``least``; 0 if it does not get there."""
+    """Distance beyond ``far`` from which on a valley holds more than ``least``, in logs; 0 if it does not get there."""
     here = _floor(space, z, None)
     here = here._replace(direction=sign * here.direction)
-    most, stride = here.log_mass, STRIDE
+    most, stride = here, STRIDE
     for _ in range(STEPS):
         step = stride * max(float(here.z.norm()), 1.0)
         there = _floor(space, here.z + step * here.direction, here.direction)
@@ -87,11 +89,13 @@ def _follow(space: StandardizedEnergy, z: Tensor, sign: float, far: float, least
                 return 0.0
             continue
         here, stride = there, min(1.3 * stride, 3 * STRIDE)
-        most = max(most, here.log_mass)
-        if here.log_mass < most - MASS_LOST:
+        most = max(most, here, key=lambda floor: floor.log_mass)
+        lost = most.log_mass - here.log_mass
+        if lost > MASS_LOST:
             return 0.0
         if here.z.norm() > far:
-            return float(here.z.norm()) if here.log_mass > least else 0.0
+            rate = lost / float((here.z.norm() / most.z.norm()).log().clamp(min=1e-3))
+            return float(here.z.norm()) if here.log_mass - math.log(max(rate, SLOWEST)) > least else 0.0
     return 0.0
 
 

@@ -174,6 +174,26 @@ def test_a_valley_of_little_mass_is_not_flagged(seed):
     assert "where no chain went" in valley_verdict(*model, make_generator(seed, "v"), -12.0)[0]
 
 
+def test_all_of_a_valley_beyond_the_chains_counts(seed):
+    """The mass beyond a distance falls with the power nu of it, so that it is 1 / nu times that per unit of log
+    distance. A Rosenbrock valley in 6 dimensions that holds .14 % there, and several times that beyond, was not flagged
+    (.6 nats too low). Kills: the mass per unit of log distance."""
+    thresholds = []
+    for dof in (0.3, 1.0):
+        density = StudentT(torch.zeros(10), torch.ones(10), dof)
+        many = student_samples(dof, 10, seed, 100_000)
+        x = many[many.norm(dim=1) < 30][:N]
+        beyond = float((many.norm(dim=1) > 3 * x.norm(dim=1).max()).double().mean())
+        model = (lambda x, density=density: -density.log_prob(x), Euclidean((10,)), normal(10), x, torch.zeros(len(x)))
+        low, high = -15.0, 5.0
+        for _ in range(12):
+            log_z = (low + high) / 2
+            flagged = valley_verdict(*model, make_generator(seed, "v"), log_z)[0] != ""
+            low, high = (log_z, high) if flagged else (low, log_z)
+        thresholds.append(low - math.log(beyond))
+    assert -0.2 < thresholds[0] - thresholds[1] < 1.2
+
+
 def test_a_wider_base_decides_whether_heavy_tails_matter(seed):
     """An estimate for Student's t with 3 degrees of freedom stands if right, and falls if 0.2 nats too low."""
     dimensions, dof = 10, 3.0
