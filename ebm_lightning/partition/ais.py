@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ebm_lightning.energies import Energy, JointEnergy, in_coordinates
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule
-from ebm_lightning.partition.energy_checks import checked_arguments, default_generator, rounding_error
-from ebm_lightning.partition.evidence import with_evidence
-from ebm_lightning.partition.integrable import integrable
+from ebm_lightning.partition.diagnostics.energy_checks import checked_arguments, default_generator, rounding_error
+from ebm_lightning.partition.diagnostics.evidence import with_evidence
+from ebm_lightning.partition.diagnostics.integrable import integrable
 from ebm_lightning.partition.islands import Island
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.partition.mixture import data_base

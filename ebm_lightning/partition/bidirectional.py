@@ -9,8 +9,8 @@ from torch import Tensor
 from ebm_lightning.checks import check_number
 from ebm_lightning.energies import Energy, in_coordinates
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath, Schedule
-from ebm_lightning.partition.energy_checks import checked_arguments, default_generator
-from ebm_lightning.partition.integrable import integrable
+from ebm_lightning.partition.diagnostics.energy_checks import checked_arguments, default_generator
+from ebm_lightning.partition.diagnostics.integrable import integrable
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.partition.noise_annealing import annealing_from
 from ebm_lightning.partition.pilot import tune_path

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ebm_lightning.checks import check_integer, check_number
 from ebm_lightning.energies import Energy, GaussianEnergy, JointEnergy, MixtureLogits, in_coordinates
 from ebm_lightning.partition.adaptive_quadrature import MAX_POINTS, TOLERANCE, Integral, integrate
-from ebm_lightning.partition.domains import agree, checked_support, is_flat
+from ebm_lightning.partition.diagnostics.domains import agree, checked_support, is_flat
 from ebm_lightning.partition.enumeration import binary_states, rbm_class_log_z
 from ebm_lightning.partition.log_z import LogZ
 from ebm_lightning.rbm import RBMLogits

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import hessian, vmap
 
 from ebm_lightning.energies import Energy, in_coordinates
-from ebm_lightning.partition.domains import checked_support
+from ebm_lightning.partition.diagnostics.domains import checked_support
 from ebm_lightning.partition.log_z import LogZ
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import eval_mode, frozen, value_and_gradient

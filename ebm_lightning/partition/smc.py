@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.checks import check_integer
+from ebm_lightning.partition.diagnostics.pareto import largest_reliable_shape, pareto_shape
 from ebm_lightning.partition.islands import Island, relative_variance
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
-from ebm_lightning.partition.pareto import largest_reliable_shape, pareto_shape
 from ebm_lightning.samplers.base import Progress
 
 ISLANDS = 10  # the error is their spread; fewer than 8 estimate it poorly

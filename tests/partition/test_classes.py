@@ -13,7 +13,7 @@ from torch import nn
 from ebm_lightning.energies import JointEnergy, MixtureLogits
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import Normal, ais, exact_log_z
-from ebm_lightning.partition.pareto import largest_reliable_shape, pareto_shape
+from ebm_lightning.partition.diagnostics.pareto import largest_reliable_shape, pareto_shape
 from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box, Euclidean, Gaussian
 

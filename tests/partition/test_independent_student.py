@@ -11,8 +11,8 @@ import torch
 
 from ebm_lightning import Euclidean, ais
 from ebm_lightning.partition import Mixture, Normal, StudentT
+from ebm_lightning.partition.diagnostics.second_run import wider_base
 from ebm_lightning.partition.independent_student import IndependentStudentT
-from ebm_lightning.partition.second_run import wider_base
 from ebm_lightning.rng import make_generator
 from tests.conftest import z_score
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ebm_lightning import AutoregressiveDensity, Box, JointEnergy, NoiseRefresh, Normal, ais, reverse_ais
 from ebm_lightning.partition import bracket
-from ebm_lightning.partition.integrable import Integrability
+from ebm_lightning.partition.diagnostics.integrable import Integrability
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import Adaptation
 from ebm_lightning.samplers.adaptation import AdaptedSampler

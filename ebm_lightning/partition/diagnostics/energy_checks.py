@@ -9,7 +9,7 @@ from torch import Tensor
 from ebm_lightning.checks import check_integer
 from ebm_lightning.energies import Energy, check_energies
 from ebm_lightning.partition.annealing_path import Schedule
-from ebm_lightning.partition.domains import checked_support
+from ebm_lightning.partition.diagnostics.domains import checked_support
 from ebm_lightning.partition.proposals import check_samples, checked_proposal
 from ebm_lightning.samplers import HMC, NoiseRefresh, Sampler
 from ebm_lightning.samplers.freeze import frozen, modules_of

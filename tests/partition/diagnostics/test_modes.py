@@ -14,7 +14,7 @@ from torch import Tensor
 from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits
 from ebm_lightning.partition import LogZ, Normal, ais
 from ebm_lightning.partition.annealing_path import Annealing
-from ebm_lightning.partition.modes import missed_modes
+from ebm_lightning.partition.diagnostics.modes import missed_modes
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC
 from ebm_lightning.supports import Box, Euclidean

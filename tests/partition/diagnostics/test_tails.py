@@ -14,17 +14,17 @@ from torch import Tensor
 from ebm_lightning.energies import Energy
 from ebm_lightning.partition import Mixture, Normal, ais
 from ebm_lightning.partition.annealing_path import Annealing, Steps
-from ebm_lightning.partition.islands import variance_by_origin
-from ebm_lightning.partition.scalings import Scaling
-from ebm_lightning.partition.second_run import (
+from ebm_lightning.partition.diagnostics.second_run import (
     SecondOpinion,
     covers_the_box,
     second_opinion,
     wider_base,
 )
+from ebm_lightning.partition.diagnostics.tails import Beyond, beyond_the_chains, tail_verdict, tails_are_alike
+from ebm_lightning.partition.diagnostics.valleys import valley_verdict
+from ebm_lightning.partition.islands import variance_by_origin
+from ebm_lightning.partition.scalings import Scaling
 from ebm_lightning.partition.student import StudentT
-from ebm_lightning.partition.tails import Beyond, beyond_the_chains, tail_verdict, tails_are_alike
-from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC
 from ebm_lightning.supports import Box, ClassGaussians, Euclidean

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ebm_lightning.energies import Energy
 from ebm_lightning.partition.annealing_path import Annealing, Steps
+from ebm_lightning.partition.diagnostics.scaled_copies import missed_shells
+from ebm_lightning.partition.diagnostics.second_run import covers_the_box, second_opinion, wider_base
+from ebm_lightning.partition.diagnostics.valleys import valley_verdict
 from ebm_lightning.partition.mixture import Mixture
 from ebm_lightning.partition.proposals import Normal
-from ebm_lightning.partition.scaled_copies import missed_shells
 from ebm_lightning.partition.scalings import Scaling
-from ebm_lightning.partition.second_run import covers_the_box, second_opinion, wider_base
 from ebm_lightning.partition.student import RUN_AGAIN
-from ebm_lightning.partition.valleys import valley_verdict
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, ClassGaussians, Density, Support
 

@@ -12,13 +12,13 @@ import torch
 
 from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits
 from ebm_lightning.partition.annealing_path import Annealing
-from ebm_lightning.partition.data_evidence import DataEvidence, data_evidence
+from ebm_lightning.partition.diagnostics.data_evidence import DataEvidence, data_evidence
 from ebm_lightning.partition.log_z import LogZ
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC
 from ebm_lightning.supports import Box, Euclidean, Gaussian, Support
 
-evidence_module = importlib.import_module("ebm_lightning.partition.data_evidence")
+evidence_module = importlib.import_module("ebm_lightning.partition.diagnostics.data_evidence")
 BOX = Box(0, 1, (64,))
 CENTERS = 0.2 + 0.6 * torch.rand(3, 64, generator=make_generator(0, "centers"))
 PLANE = Gaussian(0.0, 3.0, (16,))

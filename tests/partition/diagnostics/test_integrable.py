@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ebm_lightning.energies import JointEnergy
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import Normal
-from ebm_lightning.partition.integrable import Integrability, integrable
+from ebm_lightning.partition.diagnostics.integrable import Integrability, integrable
 from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box, Euclidean, Gaussian
 

@@ -13,7 +13,7 @@ import torch
 from ebm_lightning.energies import GaussianEnergy
 from ebm_lightning.partition import LogZ, Normal, ais
 from ebm_lightning.partition.annealing_path import AnnealingPath, Steps
-from ebm_lightning.partition.evidence import inefficient
+from ebm_lightning.partition.diagnostics.evidence import inefficient
 from ebm_lightning.partition.flips import Flips
 from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box, Euclidean

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.partition.annealing_path import Annealing, AnnealingPath
-from ebm_lightning.partition.data_evidence import data_evidence
-from ebm_lightning.partition.energy_checks import imprecise
+from ebm_lightning.partition.diagnostics.data_evidence import data_evidence
+from ebm_lightning.partition.diagnostics.energy_checks import imprecise
+from ebm_lightning.partition.diagnostics.modes import missed_modes
+from ebm_lightning.partition.diagnostics.tails import beyond_the_chains
 from ebm_lightning.partition.flips import Flips
 from ebm_lightning.partition.islands import Island, log_normal_variance, typical_ess
 from ebm_lightning.partition.log_z import LogZ
-from ebm_lightning.partition.modes import missed_modes
 from ebm_lightning.partition.noise_annealing import NoiseAnnealing, tilt_evidence
-from ebm_lightning.partition.tails import beyond_the_chains
 from ebm_lightning.rng import make_generator
 
 MIN_EFFICIENCY = 0.12  # measured: .15 to 1 where estimates are right, .01 to .1 where distant modes are missed

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
-from ebm_lightning.partition.descent import StandardizedEnergy, minimize, minimize_on_sphere, shape_on_sphere
+from ebm_lightning.partition.diagnostics.descent import (
+    StandardizedEnergy,
+    minimize,
+    minimize_on_sphere,
+    shape_on_sphere,
+)
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, Density, Support
 

@@ -10,7 +10,7 @@ from torch import nn
 from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import Normal, exact_log_z, laplace_log_z, quadrature, reverse_ais
-from ebm_lightning.partition.domains import checked_support
+from ebm_lightning.partition.diagnostics.domains import checked_support
 from ebm_lightning.rbm import RBMLogits
 from ebm_lightning.supports import Binary, Box, Euclidean, Gaussian
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.energies import Energy
-from ebm_lightning.partition.descent import StandardizedEnergy
+from ebm_lightning.partition.diagnostics.descent import StandardizedEnergy
 from ebm_lightning.partition.student import RUN_AGAIN
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box, Density, Support

@@ -13,7 +13,13 @@ from torch import nn
 from ebm_lightning.energies import GaussianEnergy, JointEnergy, MixtureLogits
 from ebm_lightning.networks import MLP
 from ebm_lightning.partition import Normal, ais, quadrature, reverse_ais
-from ebm_lightning.partition.energy_checks import POINTS, check_energy, checked_arguments, imprecise, rounding_error
+from ebm_lightning.partition.diagnostics.energy_checks import (
+    POINTS,
+    check_energy,
+    checked_arguments,
+    imprecise,
+    rounding_error,
+)
 from ebm_lightning.rng import make_generator
 from ebm_lightning.samplers import GHMC, HMC, PYLD, SGLD
 from ebm_lightning.supports import Binary, Box, Euclidean, Gaussian

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebm_lightning.partition.annealing_path import Annealing
-from ebm_lightning.partition.descent import StandardizedEnergy, descend
+from ebm_lightning.partition.diagnostics.descent import StandardizedEnergy, descend
 from ebm_lightning.partition.log_z import LogZ, log_mean_exp, relative_ess
 from ebm_lightning.samplers import frozen
 from ebm_lightning.supports import Box

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebm_lightning.partition.scaled_copies import missed_shells
+from ebm_lightning.partition.diagnostics.scaled_copies import missed_shells
 from ebm_lightning.rng import make_generator
 from ebm_lightning.supports import Box, Euclidean
 
