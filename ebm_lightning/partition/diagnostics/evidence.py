@@ -89,7 +89,7 @@ def with_evidence(
         if not why:
             modes = missed_modes(annealing, x, result, generator)
             why, cost = modes.why, cost + modes.gradient_evaluations
-            std_err = max(std_err, modes.excess)
+            std_err = max(std_err, modes.std_err)
         why = why or inefficient(typical_ess(islands), path)
     std_err = max(std_err, min(1.0, math.sqrt(log_normal_variance(islands))))
     return dataclasses.replace(

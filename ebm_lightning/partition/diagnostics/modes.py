@@ -37,13 +37,13 @@ class MissedModes(NamedTuple):
     Attributes:
         why: Why modes are missing, in one sentence; empty if none are known.
         missing: Mass of the modes minus that which the chains carry there, relative to the estimate of Z.
-        excess: By how much that differs from 0 beyond the noise of measuring both; at least 0.
+        std_err: The error of log Z beyond the noise of measuring both, in nats; at least 0.
         gradient_evaluations: Cost of the search.
     """
 
     why: str
     missing: float
-    excess: float
+    std_err: float
     gradient_evaluations: int
 
 
@@ -99,12 +99,12 @@ def missed_modes(annealing: Annealing, x: Tensor, estimate: LogZ, generator: tor
         noise += total * (1 - total) / (estimate.ess * len(ends))  # of the fraction of chains outside all regions
         excess = math.sqrt(max(0.0, missing**2 - noise))
     if missing < MATERIAL or missing < SIGNIFICANT * math.sqrt(variance):
-        return MissedModes("", missing, excess, space.evaluations)
+        return MissedModes("", missing, excess, space.evaluations)  # log(1 + excess) is the same in first order
     why = (
         f"Descents of the energy find modes that hold {math.log1p(missing):.2g} nats of log Z more than the chains "
         "found there: use a 'proposal' that covers them, such as a Mixture, pass 'data', or raise 'num_chains'."
     )
-    return MissedModes(why, missing, excess, space.evaluations)
+    return MissedModes(why, missing, math.log1p(excess), space.evaluations)
 
 
 def _modes(space: StandardizedEnergy) -> list[_Mode]:

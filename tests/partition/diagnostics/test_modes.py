@@ -46,6 +46,7 @@ def test_a_mode_without_chains_is_found_and_weighed(distance, dimensions, seed):
     found = search(two_modes(distance, dimensions), x, estimate, normal(dimensions, 2.0), seed)
     assert "modes that hold" in found.why
     assert found.missing == pytest.approx(1, abs=0.15)  # its region holds 9 tenths of it
+    assert found.std_err == pytest.approx(math.log(2), abs=0.1)  # in nats: masses of e^12 gave 1e5
     assert found.gradient_evaluations < 12_000
 
 
