@@ -16,6 +16,7 @@ from ebm_lightning.supports import Support
 
 SEPARATION = 4.0  # Ashman's D of two modes of a component; the halves of a uniform density have 3.5
 FEWEST = 4  # components with two modes; the modes of fewer are so few that chains see all of them
+LEAST_FRACTION = 0.1  # of all components; flips of fewer cost more moves than they save
 LEAST_SHARE = 0.03  # of the chains in the smaller one
 WORTHWHILE = 0.08  # acceptance below which flips are left out
 ACCEPTANCE, GAIN = 0.4, 2.0  # for which the number of flips at once is tuned
@@ -85,8 +86,8 @@ class FlipFinder:
     """Tries flips of the chains of a pilot run, stage by stage, and tunes how many components flip at once.
 
     Attributes:
-        found: The flips of each stage; None with fewer than 4 components that have two modes, or if hardly any flip was
-            accepted.
+        found: The flips of each stage; None where fewer than 4 components, or a tenth of all, have two modes, or if
+            hardly any flip was accepted.
         evaluations: Of the energy.
     """
 
@@ -99,7 +100,7 @@ class FlipFinder:
     def stage(self, target: Tempered, phase: Phase, generator: torch.Generator) -> Phase:
         """Flips at one beta, and the chains after them."""
         flips = flips_of(phase.x, self._number)
-        if flips is None or len(flips.index) < FEWEST:
+        if flips is None or len(flips.index) < max(FEWEST, LEAST_FRACTION * phase.x[0].numel()):
             self.found.append(None)
             return phase
         phase, accepted = jump_move(target, phase, flips, self.support, generator)
