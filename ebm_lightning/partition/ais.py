@@ -54,9 +54,9 @@ def ais(
     .. math:: \log p_\beta = (1 - \beta)^r \log q_0 - \beta E, \qquad
         \log w = \sum_t \log \frac{p_{\beta_t}(x_{t-1})}{p_{\beta_{t-1}}(x_{t-1})}, \qquad \mathbb{E}[w] = Z
 
-    A pilot run picks the path exponent r: 1, or 12 where that makes the path at most a quarter longer. Where four or
-    more components of x have two modes, each fourth move reflects some of them at the middle between these modes. On a
-    :class:`~ebm_lightning.supports.Binary` support the energy must be that of a
+    A pilot run picks the path exponent r: 1, or 12 where that makes the path at most a quarter longer. Where four
+    or more components of x, and at least a tenth, have two modes, each fourth move reflects some of them at the
+    middle between these modes. On a :class:`~ebm_lightning.supports.Binary` support the energy must be that of a
     :class:`~ebm_lightning.modules.ClassificationRBM`, which is annealed by block Gibbs from the base rates of its
     training data (:func:`~ebm_lightning.partition.classification_rbm_ais`). There, ``kernel``, ``schedule``,
     ``resample`` and ``chunk_size`` are not used.

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from ebm_lightning.partition.student import TAILS
 from ebm_lightning.supports import Density
 
 EM_STEPS = 20
-TAILS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # degrees of freedom that are compared
 
 
 class IndependentStudentT(Density):
@@ -31,6 +31,9 @@ class IndependentStudentT(Density):
     @classmethod
     def fit(cls, x: Tensor, log_w: Tensor | None = None) -> "IndependentStudentT":
         """The density of the largest likelihood, with degrees of freedom from 1 to 8.
+
+        References:
+            Liu & Rubin, ML estimation of the t distribution using EM and its extensions, ECM and ECME, 1995.
 
         Arguments:
             x: Points, shape (N, *shape).
